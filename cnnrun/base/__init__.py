@@ -1,4 +1,4 @@
-"""Errors, files, locks, processes, devices, random numbers and progress; nothing here is about networks.
+"""Errors, files, locks, processes, devices, boxes, random numbers and progress: what every package may need.
 
 Every package may import this one. It imports nothing else of cnnrun.
 """

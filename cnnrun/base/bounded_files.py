@@ -107,7 +107,7 @@ def open_gzip(path: Path, error: ErrorType) -> Iterator[io.BufferedReader]:
 
 
 def max_unpacked_bytes(packed_bytes: int) -> int:
-    """Maximum size to which an archive of `packed_bytes` may unpack; images rarely shrink below a fiftieth."""
+    """Maximum size to which an archive of `packed_bytes` may unpack. Real images rarely compress more than 50 times."""
     return max(_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION * packed_bytes)
 
 

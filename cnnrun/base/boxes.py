@@ -59,7 +59,7 @@ def non_maximum_suppression(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Ten
 def _suppress_by_torchvision(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, max_overlap: float) -> Tensor:
     """Suppress with torchvision's operator, image by image; boxes are moved so that two classes never overlap."""
     remaining = torch.zeros_like(labels_BM, dtype=torch.bool)
-    # In float64 the shift costs no box a bit.
+    # In float64 the shift does not round any coordinate.
     class_offset = labels_BM * (boxes_BM4.amax() - boxes_BM4.amin() + 1).double()
     moved, scores = boxes_BM4.double() + class_offset[:, :, None], scores_BM.double()
     for row in range(len(remaining)):

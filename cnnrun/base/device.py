@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.base import torchrun
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, ResourceError
 from cnnrun.base.progress import say
 
@@ -53,7 +54,7 @@ def _missing_gpu_reason(count: int, is_distributed: bool) -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this PyTorch was built without CUDA; install a build with CUDA, or use --device cpu"
     fix = "start no more processes than it has" if is_distributed and count else "use --device cpu"
-    return f"this machine has {count} CUDA device(s); {fix}"
+    return f"this machine has {format_count(count, 'CUDA device')}; {fix}"
 
 
 def tensor_on(device: torch.device, values: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from cnnrun.base.errors import ConfigError, UserError
 
 
-def missing_package(package: str, extra: str, need: str) -> str | None:
+def missing_package(package: str, extra: str, feature: str) -> str | None:
     """Line that says what needs the package and how to install it; None if it is installed."""
     if find_spec(package):
         return None
-    return f"{need} needs {package}: pip install 'cnnrun[{extra}]'"
+    return f"{feature} needs {package}: pip install 'cnnrun[{extra}]'"
 
 
-def require_package(package: str, extra: str, need: str, error: type[UserError] = ConfigError) -> None:
-    """Raise `error` if a package is not installed; `need` is what needs it, such as a command."""
-    if problem := missing_package(package, extra, need):
+def require_package(package: str, extra: str, feature: str, error: type[UserError] = ConfigError) -> None:
+    """Raise `error` if a package is not installed; `feature` is what needs it, such as a command."""
+    if problem := missing_package(package, extra, feature):
         raise error(problem)

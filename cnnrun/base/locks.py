@@ -19,10 +19,11 @@ class LockHeldError(Exception):
 
 @contextmanager
 def hold_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file at `path`; it is released even if the process is killed.
+    """Hold the lock file at `path`; the system releases it even if the process is killed.
 
-    If another process holds it, calls `on_wait` once and waits; without `on_wait` raises LockHeldError. Raises OSError
-    if the file cannot be created.
+    On a disk without locks the lock is a file `.held`, which stays if the process is killed. If another process holds
+    the lock, calls `on_wait` once and waits; without `on_wait` raises LockHeldError. Raises OSError if the file cannot
+    be created.
     """
     lock = _acquire_file(path, on_wait)
     try:

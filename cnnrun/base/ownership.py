@@ -1,4 +1,4 @@
-"""Checks that no other user can have written a stored file, such as a cache that is trusted later.
+"""Checks that only this user or root can have written a file, such as a cache that is trusted later.
 
 A file is trusted if this user or root owns it and no other user can write or replace it. Windows has no such owners,
 so nothing is checked there.

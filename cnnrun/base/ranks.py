@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from cnnrun.base import torchrun
+from cnnrun.base.device import is_out_of_memory
 from cnnrun.base.errors import ConfigError, NoAnswerError, OtherRankError, ResourceError, first_line
 from cnnrun.base.progress import say
 
@@ -27,7 +28,7 @@ _LONG_TIMEOUT = timedelta(days=1)  # decoding a data set may take hours on one h
 
 
 class Ranks:
-    """A single process, which has no other ranks to communicate with."""
+    """Communication of a single process, which has no other ranks."""
 
     rank, world_size = 0, 1
 
@@ -61,7 +62,10 @@ class Ranks:
 
 
 class RankGroup(Ranks):
-    """One of several processes. If a rank ends or does not answer for `timeout` seconds, others get NoAnswerError."""
+    """Communication of one of several processes.
+
+    If a rank ends, or does not answer for `timeout` seconds, the others raise NoAnswerError.
+    """
 
     def __init__(self, timeout: float) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -69,7 +73,7 @@ class RankGroup(Ranks):
         self._long_timeout_group: Any = dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT)
 
     def barrier(self, *, long_timeout: bool = False) -> None:
-        with self._convert_errors():
+        with self._convert_errors(long_timeout=long_timeout):
             # A tensor on the CPU, so that no GPU has to finish its work first.
             dist.all_reduce(torch.zeros(1), group=self._long_timeout_group if long_timeout else None)
 
@@ -94,9 +98,10 @@ class RankGroup(Ranks):
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         with self._convert_errors():
             dist.all_gather(lengths, torch.tensor([len(own_bytes)]))
-            max_length = max(int(length) for length in lengths)
-            padded = torch.cat([own_bytes, own_bytes.new_zeros(max_length - len(own_bytes))])
-            parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        max_length = max(int(length) for length in lengths)
+        padded = torch.cat([own_bytes, own_bytes.new_zeros(max_length - len(own_bytes))])
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        with self._convert_errors():
             dist.all_gather(parts, padded)
         return [
             safetensors.torch.load(part[: int(length)].numpy().tobytes())
@@ -126,22 +131,25 @@ class RankGroup(Ranks):
     def _broadcast_bytes(self, data: bytes | None) -> bytes:
         """Rank 0's bytes on every rank; other ranks pass None."""
         length = torch.tensor([len(data or b"")])
-        with self._convert_errors():
+        with self._convert_errors(long_timeout=True):
             dist.broadcast(length, 0, group=self._long_timeout_group)
             shared = _as_tensor(data) if data is not None else torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(shared, 0, group=self._long_timeout_group)
         return shared.numpy().tobytes()
 
     @contextmanager
-    def _convert_errors(self) -> Iterator[None]:
+    def _convert_errors(self, *, long_timeout: bool = False) -> Iterator[None]:
+        """Turn an error of an exchange into NoAnswerError. Put nothing but exchanges inside: gloo has no error type."""
         try:
             yield
         except RuntimeError as error:
-            self._raise_no_answer(str(error))
+            if is_out_of_memory(error):
+                raise
+            self._raise_no_answer(error, "1 day" if long_timeout else f"{self._timeout:g} s (train.timeout)")
 
-    def _raise_no_answer(self, reason: str) -> NoReturn:
-        timed_out = "imed out" in reason
-        event = f"did not answer for {self._timeout:g} s (train.timeout)" if timed_out else "ended"
+    def _raise_no_answer(self, error: RuntimeError, timeout: str) -> NoReturn:
+        is_timeout = "imed out" in str(error)
+        event = f"did not answer for {timeout}" if is_timeout else f"ended ({first_line(error)})"
         raise NoAnswerError(
             f"another rank {event}: see its messages above or below; --resume continues from the last checkpoint"
         )
@@ -157,7 +165,7 @@ def join_ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
         yield Ranks()
         return
     try:
-        store, rank, size = _meet_ranks(timedelta(seconds=timeout))
+        store, rank, size = _open_store(timedelta(seconds=timeout))
         backend = "cpu:gloo,cuda:nccl" if has_gpu_of_its_own(store, rank, size, device) else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = RankGroup(timeout)
@@ -167,7 +175,7 @@ def join_ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
 
 
-def _meet_ranks(timeout: timedelta) -> tuple[Any, int, int]:
+def _open_store(timeout: timedelta) -> tuple[Any, int, int]:
     """Return the store through which the ranks connect, this process's rank, and the world size.
 
     On one host torchrun keeps its store when it restarts the ranks. Each attempt gets its own prefix there, or a rank

@@ -17,12 +17,12 @@ class StopRequest:
     """The signal by which the training was asked to stop, if any."""
 
     def __init__(self) -> None:
-        self.signal_number = 0
+        self.received_signal = 0
 
     @property
     def signal(self) -> int:
         """Number of the signal, or 0. If torchrun has ended, it is SIGTERM: nothing waits for this process."""
-        return self.signal_number or (signal.SIGTERM if torchrun.is_orphan() else 0)
+        return self.received_signal or (signal.SIGTERM if torchrun.is_orphan() else 0)
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def exit_on_signals() -> Iterator[None]:
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM can send SIGUSR1 before the time limit
-_ECHO_SECONDS = 3.0
+_REPEAT_SECONDS = 3.0  # in which torchrun repeats a signal
 
 
 @contextmanager
@@ -55,11 +55,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def request_stop(number: int, frame: object) -> None:
         nonlocal first_time
-        if stop.signal_number:
-            if not may_repeat or time.monotonic() - first_time > _ECHO_SECONDS:
+        if stop.received_signal:
+            if not may_repeat or time.monotonic() - first_time > _REPEAT_SECONDS:
                 os._exit(128 + number)
             return
-        stop.signal_number, first_time = number, time.monotonic()
+        stop.received_signal, first_time = number, time.monotonic()
         if not torchrun.rank():
             with contextlib.suppress(OSError):  # `print` is not safe here: the signal may have interrupted one
                 os.write(2, b"stopping after this step (send the signal again to exit at once) ...\n")

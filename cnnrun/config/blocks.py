@@ -2,7 +2,7 @@
 
     blocks:
       bottleneck:
-        parameters: {width, stride: 1}        # a parameter without a default is required
+        parameters: {width, stride: 1}        # a parameter without a default, or with null, is required
         layers:
           - conv: {out_channels: $width, stride: $stride}
     model:
@@ -26,7 +26,8 @@ from cnnrun.config.yaml_reader import MAX_DEPTH, MAX_NODES
 
 BLOCKS_FILE = Path(__file__).parent / "blocks.yaml"
 
-_MAIN_SETTINGS = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # set by `kind: [...]`
+# The setting that a bare list stands for: `residual: [...]` is `residual: {layers: [...]}`.
+_MAIN_SETTINGS = {"sequential": "layers", "residual": "layers", "parallel": "branches"}
 _LAYER_KEYS = ("name", "from")  # every layer takes them, so the use of a block does too
 
 
@@ -66,11 +67,12 @@ class _Expander:
     def define_blocks(self, section: Any, position: Position) -> None:
         """Add the blocks of a `blocks:` section, which stands at `position`."""
         if not isinstance(section, Map):
-            return self._add_problem(position, "blocks", "expected a mapping of block names to {parameters, layers}")
+            self._add_problem(position, "blocks", "expected a mapping of block names to {parameters, layers}")
+            return
         for name, body in section.items():
             path, key_position = f"blocks.{name}", section.key_positions[name]
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-                text = f"{format_value(name)} is not a name: use letters, digits and _"
+                text = f"{format_value(name)} is not a name: use letters, digits and _, and begin with a letter"
                 self._add_problem(key_position, "blocks", text)
             elif name in self._kinds:
                 self._add_problem(key_position, path, f"{name!r} is a layer of cnnrun; choose another name")
@@ -84,7 +86,6 @@ class _Expander:
                 self._add_problem(body.positions["parameters"], f"{path}.parameters", text)
             else:
                 self._blocks[name] = Block(name, parameters, body["layers"])
-        return None
 
     def expand_list(self, layers: Any, stack: tuple[str, ...]) -> None:
         """Expand the blocks in a list of layers, and in the lists inside its layers."""
@@ -117,15 +118,15 @@ class _Expander:
         """The layer that replaces a use of a block: its only layer, or a `sequential` of several."""
         if block.name in stack or self._nodes > MAX_NODES or len(stack) >= MAX_DEPTH:
             is_recursive = block.name in stack
-            problem = "contains itself" if is_recursive else f"grows beyond {MAX_NODES} layers or {MAX_DEPTH} levels"
+            problem = "contains itself" if is_recursive else f"grows beyond {MAX_NODES:,} layers or {MAX_DEPTH} levels"
             self._add_problem(position, f"blocks.{block.name}", f"the block {problem}")
             return INVALID
-        arguments = self._arguments(block, use, position)
+        arguments = self._bind_arguments(block, use, position)
         layers = self._substitute(copy_tree(block.layers), arguments, block.name)
-        if layer := _only_layer(layers):
+        if layer := _unwrap_single_layer(layers):
             layer.display_name = f"{block.name}.{next(iter(layer))}"
         else:
-            layer = self._sequential(layers, block.name, position)
+            layer = self._wrap_in_sequential(layers, block.name, position)
             layer.display_name = block.name
         body = next(iter(layer.values()))
         for key in _LAYER_KEYS:
@@ -133,14 +134,14 @@ class _Expander:
                 body.put(key, arguments[key], arguments.key_positions[key], arguments.positions[key])
         return layer
 
-    def _sequential(self, layers: Seq, name: str, position: Position) -> Map:
+    def _wrap_in_sequential(self, layers: Seq, name: str, position: Position) -> Map:
         layer, body = Map(), Map()
         body.put("layers", layers, position, position)
         body.put("block", name, position, position)
         layer.put("sequential", body, position, position)
         return layer
 
-    def _arguments(self, block: Block, use: Any, position: Position) -> Map:
+    def _bind_arguments(self, block: Block, use: Any, position: Position) -> Map:
         """Values of a block's parameters, and name and from, for one use: written there, or the block's defaults."""
         value = use[block.name] if isinstance(use, Map) else None
         written = Map()
@@ -159,7 +160,7 @@ class _Expander:
                 self._add_problem(written.key_positions[key], f"{block.name}.{key}", text)
         for key, default in block.parameters.items():
             if key not in arguments and default is None:
-                self._add_problem(position, block.name, f"needs {key!r}")
+                self._add_problem(position, block.name, f"parameter {key!r} is required")
                 arguments.put(key, INVALID, position, position)
             elif key not in arguments:
                 arguments.put(key, default, block.parameters.key_positions[key], block.parameters.positions[key])
@@ -190,8 +191,11 @@ class _Expander:
             self.problems.append(problem)
 
 
-def _only_layer(layers: Seq) -> Map | None:
-    """The layer of a block with one layer, if that has no name or from of its own; else None."""
+def _unwrap_single_layer(layers: Seq) -> Map | None:
+    """Return the only layer of a block, or None if there are several or it has a name or `from` of its own.
+
+    A bare list in it is put under its setting, in place, so that a name and `from` can be added.
+    """
     layer = layers[0] if len(layers) == 1 else None
     if not isinstance(layer, Map) or len(layer) != 1:
         return None

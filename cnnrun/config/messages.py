@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from cnnrun.base.counts import format_count
 from cnnrun.config.tree import INVALID, KeyPath, Map, Position, Problem, find_position, path_text
 
 _MAX_KNOWN_WORDS = 16  # longer lists of choices are left out of a message
@@ -19,7 +20,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     known_words = list(known)
     suggestion = nearest_suggestion(word, known_words)
     if len(known_words) <= _MAX_KNOWN_WORDS:
-        return f"{suggestion} (known: {join_words(known_words)})"
+        return f"{suggestion} (known: {', '.join(known_words)})"
     return suggestion or " (`cnnrun kinds` lists them all)"
 
 
@@ -27,11 +28,6 @@ def nearest_suggestion(word: object, known: Iterable[str]) -> str:
     """End of a message that suggests the nearest known word; empty if none is similar."""
     matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def join_words(words: Iterable[str]) -> str:
-    """Words separated by commas."""
-    return ", ".join(words)
 
 
 def format_value(value: Any) -> str:
@@ -48,7 +44,7 @@ def validation_problems(error: ValidationError, tree: object, root: KeyPath, pos
     """
     details_by_path: dict[KeyPath, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] != "doubtful":
+        if detail["type"] != "already_reported":
             path = (*root, *detail["loc"])
             # Keys beyond the file's own name the branches of a union: those errors are one mistake.
             is_key_error = detail["type"] in ("missing", "unknown_key")
@@ -94,7 +90,7 @@ def add_suggestions(error: ValidationError, keys: list[str]) -> ValidationError:
 
 def invalid_value_error() -> PydanticCustomError:
     """Error for a value that was reported already; `validation_problems` leaves it out."""
-    return PydanticCustomError("doubtful", "already reported")
+    return PydanticCustomError("already_reported", "already reported")
 
 
 _EXPECTED = {
@@ -115,18 +111,25 @@ _EXPECTED = {
 }
 
 
+_PATTERN_ADVICE = {
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "use letters, digits and _, and begin with a letter",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$|^$": "use letters, digits, `.`, _ and -, and begin with a letter or digit",
+}
+
+
 def _message(detail: Any) -> str:
     """Message for one of pydantic's error details, in the user's words."""
     kind, value, context = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "missing":
         return "this setting is required"
     if kind == "too_short":
-        return f"needs at least {context['min_length']} item(s), has {context['actual_length']}"
+        return f"needs at least {format_count(context['min_length'], 'item')}, has {context['actual_length']}"
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return f"{format_value(value)} is not one of the choices{did_you_mean(value, allowed)}"
     if kind == "string_pattern_mismatch":
-        return f"{format_value(value)} must match {context['pattern']}"
+        pattern = context["pattern"]
+        return f"{format_value(value)} is not a name: {_PATTERN_ADVICE.get(pattern, f'it must match {pattern}')}"
     if value is None and kind in _EXPECTED:
         return f"{_EXPECTED[kind].format(**context)}; give a value or remove the line"
     if kind not in _EXPECTED:

@@ -31,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from cnnrun.config.messages import add_suggestions, did_you_mean, format_value, invalid_value_error, join_words
+from cnnrun.config.messages import add_suggestions, did_you_mean, format_value, invalid_value_error
 from cnnrun.config.tree import INVALID, Map, update_names
 
 
@@ -45,9 +45,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     old_keys: ClassVar[dict[str, str]] = {}
-    """Keys under their old names, with the new ones. Old names are read for one version, with a warning."""
+    """New key for each old key. Old keys work for one more version, with a warning."""
     old_values: ClassVar[dict[str, dict[str, str]]] = {}
-    """Old words for values by key, with the new words; read in the same way."""
+    """For each key, the new value for each old value. Old values work for one more version, with a warning."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -179,7 +179,7 @@ def _several_keys_message(keys: list[str], names: Iterable[str]) -> str:
     kinds = [key for key in keys if key in names]
     if len(kinds) == 1:
         return f"{text}; indent the settings of `{kinds[0]}:` below it"
-    return f"{text}; keep one (an override that changes the kind gives the whole value: key={{kind: {{...}}}})"
+    return f"{text}; keep one (to change it on the command line, give the whole value: key='{{kind: {{...}}}}')"
 
 
 def _settings_reader(member: type[Kind]) -> Callable[[tuple[str, Any]], Any]:
@@ -195,7 +195,7 @@ def _settings_reader(member: type[Kind]) -> Callable[[tuple[str, Any]], Any]:
         if isinstance(body, dict | Kind):
             return body
         if member.main is None:
-            raise _kind_error(f"{name} takes a mapping: {join_words(member.keys())}")
+            raise _kind_error(f"{name} takes a mapping: {', '.join(member.keys())}")
         return {member.main: body}
 
     return read_settings

@@ -67,7 +67,7 @@ class Seq(list[Any]):
         super().__init__()
         self.positions: list[Position] = []
 
-    def put(self, value: object, position: Position) -> None:
+    def append_at(self, value: object, position: Position) -> None:
         """Append an item together with its position."""
         self.append(value)
         self.positions.append(position)
@@ -127,7 +127,7 @@ def copy_tree(value: Any) -> Any:
     if isinstance(value, Seq):
         items = Seq()
         for item, position in zip(value, value.positions, strict=True):
-            items.put(copy_tree(item), position)
+            items.append_at(copy_tree(item), position)
         return items
     return value
 
@@ -144,7 +144,7 @@ def _child(node: object, key: str | int) -> object:
 class InvalidValue:
     """Placeholder for a value with a reported problem, so that it is not reported again."""
 
-    name: str = "doubtful value"
+    name: str = "invalid value"
 
 
 INVALID = InvalidValue()

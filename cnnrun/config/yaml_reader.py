@@ -54,7 +54,9 @@ def parse_value(text: str, origin: str, fixed_position: Position | None = None) 
         position = fixed_position or _end_position(origin, text[: error.position])
         raise ConfigError(f"{position}: character {error.character!r} is not allowed in YAML") from None
     except (ValueError, OverflowError):  # PyYAML converts an escape such as "\U00110000" without checking it
-        raise ConfigError(f"{fixed_position or Position(origin, 1, 1)}: {_BAD_ESCAPE}") from None
+        escape = re.search(r"\\U(?!000|0010)[0-9a-fA-F]{8}", text)
+        position = fixed_position or _end_position(origin, text[: escape.start()] if escape else "")
+        raise ConfigError(f"{position}: {_BAD_ESCAPE}") from None
 
 
 def _read_text(path: Path) -> str:
@@ -126,90 +128,98 @@ class _Composer:
         if isinstance(event, yaml.StreamEndEvent):
             return None, self.position(None)
         event = next(events)
-        value = self._value(event, events, ())
+        value = self._compose_value(event, events, ())
         next(events)  # document end
         end = next(events)
         if not isinstance(end, yaml.StreamEndEvent):
             raise ConfigError(f"{self.position(end.start_mark)}: a second document; one file holds one config")
         return value, self.position(event.start_mark)
 
-    def _value(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
+    def _compose_value(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
+        """Build the value that begins with `event`, and store it under its anchor."""
         position = self.position(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, position, path)
+            return self._resolve_alias(event, position, path)
         if event.tag is not None and event.tag != "!":
             raise ConfigError(f"{position}: tag {event.tag!r}: YAML tags are not allowed")
         if len(path) >= MAX_DEPTH:
             raise ConfigError(f"{position}: nested deeper than {MAX_DEPTH} levels")
-        self._count(1, position)
+        self._count_nodes(1, position)
         if isinstance(event, yaml.ScalarEvent) and not is_encodable(event.value):
             raise ConfigError(f"{position}: {_BAD_ESCAPE}")
         nodes_before = self._nodes
         if event.anchor:
             self._anchors[event.anchor] = None
         if isinstance(event, yaml.ScalarEvent):
-            value = self._scalar(event, path)
+            value = self._read_scalar(event, path)
         elif isinstance(event, yaml.SequenceStartEvent):
-            value = self._sequence(events, path)
+            value = self._compose_sequence(events, path)
         else:
-            value = self._mapping(events, path)
+            value = self._compose_mapping(events, path)
         if event.anchor:
             self._anchors[event.anchor] = (value, self._nodes - nodes_before + 1, _depth(value))
         return value
 
-    def _count(self, nodes: int, position: Position) -> None:
+    def _count_nodes(self, nodes: int, position: Position) -> None:
+        """Add to the number of values. Raises ConfigError if there are too many."""
         self._nodes += nodes
         if self._nodes > MAX_NODES:
-            raise ConfigError(f"{position}: more than {MAX_NODES} values (aliases counted as what they stand for)")
+            raise ConfigError(f"{position}: more than {MAX_NODES:,} values (aliases counted as what they stand for)")
 
-    def _alias(self, event: Any, position: Position, path: KeyPath) -> Any:
+    def _resolve_alias(self, event: Any, position: Position, path: KeyPath) -> Any:
+        """Copy the value of an anchor. Raises ConfigError if the copy would be too deep, or one too many."""
         if event.anchor not in self._anchors:
             raise ConfigError(f"{position}: alias *{event.anchor} has no anchor before it")
         anchor = self._anchors[event.anchor]
         if anchor is None:
             raise ConfigError(f"{position}: alias *{event.anchor} contains itself")
         value, nodes, depth = anchor
-        self._count(nodes, position)
+        self._count_nodes(nodes, position)
         if len(path) + depth > MAX_DEPTH:
             raise ConfigError(f"{position}: nested deeper than {MAX_DEPTH} levels")
         return copy_tree(value)
 
-    def _sequence(self, events: Iterator[Any], path: KeyPath) -> Seq:
+    def _compose_sequence(self, events: Iterator[Any], path: KeyPath) -> Seq:
         sequence = Seq()
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            sequence.put(self._value(event, events, (*path, len(sequence))), self.position(event.start_mark))
+            sequence.append_at(
+                self._compose_value(event, events, (*path, len(sequence))), self.position(event.start_mark)
+            )
         return sequence
 
-    def _mapping(self, events: Iterator[Any], path: KeyPath) -> Map:
+    def _compose_mapping(self, events: Iterator[Any], path: KeyPath) -> Map:
+        """Build a mapping. Keys of `<<` are added last, because the mapping's own keys override them."""
         mapping = Map()
         merged: list[tuple[Any, Position]] = []
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             key_position = self.position(event.start_mark)
-            key = self._key(event, key_position)
+            key = self._read_key(event, key_position)
             item = next(events)
-            value, position = self._value(item, events, (*path, key)), self.position(item.start_mark)
+            value, position = self._compose_value(item, events, (*path, key)), self.position(item.start_mark)
             if key == "<<" and not event.style:
                 merged.append((value, key_position))
             elif key in mapping:
                 first = mapping.key_positions[key]
-                self._add_problem(key_position, (*path, key), f"{key!r} stands twice (first at line {first.line})")
+                self._add_problem(key_position, (*path, key), f"{key!r} appears twice (first at line {first.line})")
             else:
                 mapping.put(key, value, key_position, position)
         for value, position in merged:
             _merge(mapping, value, position)
         return mapping
 
-    def _key(self, event: Any, position: Position) -> str:
+    def _read_key(self, event: Any, position: Position) -> str:
+        """Read a key. Raises ConfigError unless it is a word."""
         if not isinstance(event, yaml.ScalarEvent):
             raise ConfigError(f"{position}: a key must be a word")
         if event.tag is not None or event.anchor:
             raise ConfigError(f"{position}: a key cannot have a tag or an anchor")
-        self._count(1, position)
+        self._count_nodes(1, position)
         if not event.style and (event.value in ("", "~", "null", "true", "false") or _FLOAT.fullmatch(event.value)):
             raise ConfigError(f"{position}: key {event.value!r} must be a word; quote it if it is one")
         return str(event.value)
 
-    def _scalar(self, event: Any, path: KeyPath) -> Any:
+    def _read_scalar(self, event: Any, path: KeyPath) -> Any:
+        """Read a word or number; INVALID, with a problem, for what YAML readers disagree about."""
         text, position = event.value, self.position(event.start_mark)
         if event.style or event.tag == "!":
             return text

@@ -1,6 +1,7 @@
 """A batch of images and targets, and the meaning of the shape letters at the end of names.
 
-B batch   C channels   H height   W width   K classes   N any count   S slots   F features
+B batch   C channels   H height   W width   K classes   N, M any count   S slots of random numbers   F features
+P pairs or partners   T targets of a regression, or thresholds   4 corners of a box   N1 N + 1
 images_BCHW: pixel values 0..255, uint8 or float32 (the network normalises them); labels_B: int64 class indices
 """
 

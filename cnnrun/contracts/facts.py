@@ -46,16 +46,18 @@ class DataFacts:
     def consistency_problem(self) -> str | None:
         """Reason that the facts contradict each other, or None."""
         channels = self.image[0] if len(self.image) == 3 else 0
-        has_lengths = {len(self.mean), len(self.std)} <= {1, channels}
-        has_sides = min(self.image, default=0) >= 1 and max(self.image, default=0) <= MAX_SIDE
-        if not has_sides or not channels or not has_lengths or min(self.std, default=0.0) <= 0:
-            return "image, mean and std do not fit each other"
+        if not channels or min(self.image) < 1 or max(self.image) > MAX_SIDE:
+            return "image is not a shape (channels, height, width)"
+        if not {len(self.mean), len(self.std)} <= {1, channels}:
+            return "image, mean and std have different numbers of channels"
+        if min(self.std, default=0.0) <= 0:
+            return "std is not positive"
         if len(set(self.classes)) < len(self.classes):
-            return "a class stands twice"
+            return "a class appears twice"
         per_class = (self.class_counts, self.class_ids)
         wrong_lengths = any(values and len(values) != len(self.classes) for values in per_class)
         if wrong_lengths or min((*self.class_counts, *self.counts.values()), default=0) < 0:
-            return "its counts are not those of its classes"
+            return "class_counts or class_ids has another length than classes, or a count is negative"
         return None
 
 

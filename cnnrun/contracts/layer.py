@@ -11,7 +11,7 @@ from torch import nn
 
 from cnnrun.config.spec import Kind
 
-MAX_SIDE = 65_535  # pixels, or channels
+MAX_SIDE = 65_535  # the largest dimension of a shape: pixels or channels
 
 Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for images, (F,) for vectors
 HeightWidth = tuple[int, int]  # (height, width)
@@ -53,7 +53,7 @@ class LayerSpec(Kind):
     """Takes the output of the layer of that name (or several) instead of the previous layer's."""
 
     @model_validator(mode="after")
-    def _parts_are_unnamed(self) -> Self:
+    def _refuse_named_parts(self) -> Self:
         """Refuse a name or from on a norm or activation inside a layer, where it would have no effect."""
         for value in self.__dict__.values():
             if isinstance(value, LayerSpec) and (value.name is not None or value.from_ is not None):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from cnnrun.contracts.target_kind import TargetKind
 def _check_distinct(names: list[str]) -> list[str]:
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise ValueError(f"class {repeated[0]!r} stands twice")
+        raise ValueError(f"class {repeated[0]!r} appears twice")
     return names
 
 
@@ -33,12 +32,13 @@ ClassNames = Annotated[list[str], AfterValidator(_check_distinct)]
 class Split:
     """Undecoded samples: image files, or images in memory as uint8 [N, H, W, C], with one row of targets each.
 
-    Samples of one group (a patient, a camera, a session) must all be in the same split.
+    `origin` names the source in messages about images that have no file. Samples of one group (a patient, a camera, a
+    session) must all be in the same split.
     """
 
     images: Files | Members | NDArray[np.uint8]
     targets: dict[str, Tensor]
-    origin: str = "picture"
+    origin: str = "image"
     groups: Tensor | None = None
     sizes: NDArray[np.int64] | None = None  # [N, 2]: height and width of the image to which the boxes refer
     objects: ObjectTable | None = None  # if the targets are boxes
@@ -46,16 +46,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
-    def select(self, rows: Tensor) -> Split:
+    def select(self, indices: Tensor) -> Split:
         """Return the samples at these indices."""
         images = self.images
         return Split(
-            images[rows.numpy()] if isinstance(images, np.ndarray) else images.select(rows.tolist()),
-            {name: values[rows] for name, values in self.targets.items()},
+            images[indices.numpy()] if isinstance(images, np.ndarray) else images.select(indices.tolist()),
+            {name: values[indices] for name, values in self.targets.items()},
             self.origin,
-            None if self.groups is None else self.groups[rows],
-            None if self.sizes is None else self.sizes[rows.numpy()],
-            None if self.objects is None else self.objects.select(rows),
+            None if self.groups is None else self.groups[indices],
+            None if self.sizes is None else self.sizes[indices.numpy()],
+            None if self.objects is None else self.objects.select(indices),
         )
 
     def sample_name(self, index: int) -> str:
@@ -66,22 +66,28 @@ class Split:
         return f"{self.origin}[{index}]" if isinstance(image, np.ndarray) else str(image)
 
 
+BoxTreatment = Literal["left out", "cut", "kept"]  # cut at the image's edges
+
+
 @dataclass(frozen=True)
 class BadBox:
-    """A box with a problem: its split, its name (file and id), and what is wrong.
-
-    `is_used` means that the part of the box inside the image is used all the same.
-    """
+    """A box with a problem: its split, its name (file and id), the kind of problem, and this box's own details."""
 
     split: str
     name: str
-    problem: str
-    is_used: bool = False
+    kind: str
+    details: str
+    treatment: BoxTreatment
 
     @property
-    def kind(self) -> str:
-        """The problem without this box's coordinates, to count boxes with the same problem."""
-        return re.split(r" \(| of its picture| as ", self.problem)[0]
+    def problem(self) -> str:
+        """What is wrong with the box, with its coordinates or the box that it repeats."""
+        return f"{self.kind} {self.details}"
+
+    @property
+    def is_used(self) -> bool:
+        """True if the box, or the part of it inside the image, is a target all the same."""
+        return self.treatment != "left out"
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class SourceContents:
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
-    bad_boxes: tuple[BadBox, ...] = ()  # left out of the targets, or cut at the image's edges
+    bad_boxes: tuple[BadBox, ...] = ()
     class_ids: tuple[int, ...] = ()  # ids of the classes in the source's files
     number_names: tuple[str, ...] = ()  # names of the numeric targets
 
@@ -116,9 +122,9 @@ class SourceSpec(Kind):
         """True if the config lists the classes, and they are not collected from the targets."""
         return bool(getattr(self, "classes", None))
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         """List the source's samples without decoding images. Raises DataError.
 
-        With `apart`, val and test may have classes that train does not have.
+        With `has_disjoint_classes`, val and test may have classes that train lacks.
         """
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """From files to batches: sources, decoding, the cache, storage, splits, order, augmentation, the audit.
 
 `settings` has the `data` section of the YAML, `index` lists a source, `prepare` decodes it, and `training_batches`
-makes batches. Imports `contracts` and the packages below it, not `tasks`.
+makes batches. This package imports `contracts` and the packages below it, not `tasks`.
 """
 
 __all__ = [

@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 from cnnrun.base.errors import escape
 from cnnrun.base.extras import missing_package
 from cnnrun.data import duplicates
-from cnnrun.data.cache import Progress, images_per_block
-from cnnrun.data.class_names import alike_names, questionable_numbers, quote_names
+from cnnrun.data.cache import ProgressBar, images_per_block
+from cnnrun.data.class_names import implausible_class_names, quote_names, similar_names
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.decode import Decoder, processor_count, start_threads
 from cnnrun.data.duplicates import SampleTable
 from cnnrun.data.image_records import RECORD
+from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import many_classes_warning
-from cnnrun.data.leakage import build_sample_table, find_differing_boxes
-from cnnrun.data.prepare import constant_numbers, describe_dark_images, narrow_peak, training_mean_std
+from cnnrun.data.leakage import build_sample_table, describe_sample, find_differing_boxes
+from cnnrun.data.prepare import constant_numbers
 from cnnrun.data.settings import Data
 from cnnrun.data.targets import count_classes
 
+UNUSABLE = "cannot be used"  # kind of the finding about images that `data.bad_files` decides on
 MAX_EXAMPLES = 10  # samples named for each finding
 _MAX_IMBALANCE = 10  # a class this many times smaller than the largest is reported
 
@@ -43,7 +45,7 @@ class Finding:
     examples: list[list[str]]
 
 
-def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+def audit_dataset(data: Data, dataset: Dataset, progress: ProgressBar) -> dict[str, Any]:
     """Audit a decoded data set; returns its figures and, under `findings`, its problems, the worst first."""
     table = build_sample_table(dataset)
     samples = _SampleNames(dataset, table)
@@ -53,11 +55,11 @@ def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str,
         split: dict(zip(classes, count_classes(dataset.splits[split].all_targets(), len(classes)), strict=True))
         for split in table.splits
     }
-    sample_noun = "an object" if dataset.splits["train"].objects is not None else "a picture"
+    sample_noun = "an object" if dataset.splits["train"].objects is not None else "an image"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = training_mean_std(dataset)
     findings = [
-        *_undecodable_findings(data, dataset),
+        *_unusable_findings(data, dataset),
         *_box_findings(data, dataset),
         *_class_count_findings(class_counts, sample_noun, data.split.by == "label"),
         *_many_classes_findings(data, dataset, class_counts["train"]),
@@ -81,7 +83,7 @@ def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str,
         "std": list(std),
         "formats": _count_values(records["format"]),
         "modes": _count_values(records["mode"]),
-        "findings": [asdict(finding) for finding in sorted(findings, key=lambda found: _LEVELS.index(found.level))],
+        "findings": [asdict(finding) for finding in sorted(findings, key=lambda finding: _LEVELS.index(finding.level))],
     }
 
 
@@ -91,17 +93,14 @@ def _count_values(values: NDArray[Any]) -> dict[str, int]:
 
 
 class _SampleNames:
-    """Names of samples for findings, by their row in the sample table."""
+    """Names of samples for findings, by their index in the sample table."""
 
     def __init__(self, dataset: Dataset, table: SampleTable) -> None:
         self._dataset, self._table = dataset, table
 
     def name_with_label(self, sample: int) -> str:
-        """The file or number, split and class of a sample."""
-        split, index = self._table.locate(sample)
-        examples, label = self._dataset.splits[split], int(self._table.label_N[sample])
-        class_suffix = f", {self._dataset.facts.classes[label]}" if "labels" in examples.targets else ""
-        return escape(f"{examples.sample_name(index)} ({split}{class_suffix})")
+        """The file (or index in the source), split and class of a sample."""
+        return describe_sample(self._dataset, self._table, sample)
 
     def path(self, sample: int) -> str:
         split, index = self._table.locate(sample)
@@ -115,7 +114,7 @@ class _SampleNames:
         return [*(self.name_with_label(int(sample)) for sample in group[:max_names]), *rest]
 
 
-def _collect_records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
+def _collect_records(data: Data, dataset: Dataset, progress: ProgressBar) -> NDArray[Any]:
     """The records of all samples, in the order of the sample table. Decodes images that have no records yet."""
     parts = []
     for name, examples in dataset.splits.items():
@@ -126,22 +125,22 @@ def _collect_records(data: Data, dataset: Dataset, progress: Progress) -> NDArra
             continue
         decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
         records = np.zeros(len(rows), RECORD)
-        with start_threads(processor_count()) as run, progress(f"looking at {name}", len(rows)) as advance:
+        with start_threads(processor_count()) as parallel_map, progress(f"looking at {name}", len(rows)) as advance:
             block_size = images_per_block(int(np.prod(dataset.facts.image)))
             for first in range(0, len(rows), block_size):
-                block = decoder.decode_block(rows[first : first + block_size], run)
+                block = decoder.decode_block(rows[first : first + block_size], parallel_map)
                 records[first : first + block_size] = block.records
                 advance(len(block.records))
         parts.append(records)
     return np.concatenate(parts)
 
 
-def _undecodable_findings(data: Data, dataset: Dataset) -> list[Finding]:
+def _unusable_findings(data: Data, dataset: Dataset) -> list[Finding]:
     if not dataset.skipped_samples:
         return []
     level: Level = "error" if data.bad_files == "error" else "warning"
     examples = [[escape(sample["reason"])] for sample in dataset.skipped_samples[:MAX_EXAMPLES]]
-    return [Finding(level, "cannot be decoded", len(dataset.skipped_samples), examples)]
+    return [Finding(level, UNUSABLE, len(dataset.skipped_samples), examples)]
 
 
 def _box_findings(data: Data, dataset: Dataset) -> list[Finding]:
@@ -181,20 +180,24 @@ def _class_count_findings(
 
 def _many_classes_findings(data: Data, dataset: Dataset, counts: dict[str, int]) -> list[Finding]:
     has_labels = "labels" in dataset.splits["train"].targets and data.split.by != "label"
-    lines = many_classes_warning(dataset.facts.classes, list(counts.values())) if has_labels else []
-    return [Finding("warning", line.partition(" ")[2], len(counts), []) for line in lines]
+    warning = many_classes_warning(list(counts.values())) if has_labels else None
+    return [Finding("warning", warning, len(counts), [])] if warning else []
 
 
 def _constant_target_findings(dataset: Dataset) -> list[Finding]:
     """Regression targets that have the same value in all images of a split."""
     lines = [
-        f"{name} is {value:g} in every picture of {split}"
+        f"{name} is {value:g} in every image of {split}"
         for split in dataset.splits
         for name, value in constant_numbers(dataset, split)
     ]
     if not lines:
         return []
-    return [Finding("warning", "numbers that have a single value in a split", len(lines), [[line] for line in lines])]
+    return [
+        Finding(
+            "warning", "regression targets that have a single value in a split", len(lines), [[line] for line in lines]
+        )
+    ]
 
 
 def _leak_findings(
@@ -202,12 +205,12 @@ def _leak_findings(
 ) -> list[Finding]:
     """Duplicates, contradicting labels and boxes, and groups or classes that are in several splits."""
     level: Level = "error" if data.leakage == "error" else "warning"
-    file_hash_N = records["file"]
+    file_hash_N = records["file_hash"]
     same_bytes = [group for group in duplicates.group_by_value(file_hash_N) if file_hash_N[group[0]]]
     # Only groups whose files differ in bytes: the others are reported as equal byte for byte.
     same_pixels = [
         group
-        for group in duplicates.group_by_value(records["pixels"])
+        for group in duplicates.group_by_value(records["pixel_hash"])
         if (file_hash_N[group] == 0).any() or len(set(file_hash_N[group])) > 1
     ]
     findings = []
@@ -215,15 +218,15 @@ def _leak_findings(
         across = duplicates.mixed_groups(groups, table.split_N)
         within = [group for group in groups if (table.split_N[group] == table.split_N[group[0]]).all()]
         findings += [
-            *_group_finding(level, f"the same picture in several splits, {precision}", across, samples),
-            *_group_finding("note", f"the same picture again in one split, {precision}", within, samples),
+            *_group_finding(level, f"the same image in several splits, {precision}", across, samples),
+            *_group_finding("note", f"the same image again in one split, {precision}", within, samples),
         ]
     leaks = duplicates.find_leaks(table, data.split.by == "label")
     differing_boxes = find_differing_boxes(dataset, table)
     return [
         *findings,
-        *_group_finding(level, "the same picture under several labels", leaks.label_conflicts, samples),
-        *_group_finding("warning", "the same picture with other boxes", differing_boxes, samples),
+        *_group_finding(level, "the same image under several labels", leaks.label_conflicts, samples),
+        *_group_finding("warning", "the same image with other boxes", differing_boxes, samples),
         *_group_finding(level, "groups in several splits", leaks.groups_across_splits, samples),
         *_group_finding(level, "classes, such as people, in several splits", leaks.classes_across_splits, samples),
     ]
@@ -237,18 +240,18 @@ def _group_finding(
 
 def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
     """Re-encoded or resized copies of an image. Only the first of several identical images is compared."""
-    _, first = np.unique(records["pixels"], return_index=True)
+    _, first = np.unique(records["pixel_hash"], return_index=True)
     if problem := missing_package("scipy", "stats", "the search for nearly the same images"):
         return [Finding("note", problem, len(first), [])]
-    pairs_of_first, is_exhaustive = duplicates.find_near_duplicates(np.ascontiguousarray(records["thumb"][first]))
+    pairs_of_first, is_exhaustive = duplicates.find_near_duplicates(np.ascontiguousarray(records["thumbnail"][first]))
     pairs = first[pairs_of_first]
     is_across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
     findings = [
-        *_group_finding("warning", "nearly the same picture in several splits", list(pairs[is_across]), samples),
-        *_group_finding("note", "nearly the same picture in one split", list(pairs[~is_across]), samples),
+        *_group_finding("warning", "nearly the same image in several splits", list(pairs[is_across]), samples),
+        *_group_finding("note", "nearly the same image in one split", list(pairs[~is_across]), samples),
     ]
     if not is_exhaustive:
-        kind = "pictures so similar that the search for nearly the same ones ended early"
+        kind = "the search for near duplicates stopped early: too many similar images"
         findings.append(Finding("note", kind, len(first), []))
     return findings
 
@@ -256,9 +259,9 @@ def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records:
 def _file_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
     """Files that are doubtful by themselves, a finding for each kind."""
     kinds: list[tuple[Level, str, NDArray[np.int64]]] = [
-        ("warning", "pictures of one single colour", np.flatnonzero(records["flat"])),
-        ("note", "pictures that EXIF turns", np.flatnonzero(records["orientation"] > 1)),
-        ("warning", "pictures whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
+        ("warning", "images of one single colour", np.flatnonzero(records["is_single_colour"])),
+        ("note", "images that EXIF rotates", np.flatnonzero(records["orientation"] > 1)),
+        ("warning", "images whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
         ("warning", "files that are not what their name says", np.flatnonzero(records["misnamed"])),
         ("warning", "file names that differ only in case or Unicode form", _similar_file_names(samples, records)),
     ]
@@ -271,7 +274,7 @@ def _file_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding
 
 def _class_name_findings(classes: Sequence[str]) -> list[Finding]:
     """Class names that may mean the same class, or no class."""
-    alike, odd = alike_names(classes), questionable_numbers(classes)
+    alike, odd = similar_names(classes), implausible_class_names(classes)
     kinds = (
         ("class names that differ only in spelling", [quote_names(group) for group in alike]),
         ("class names that are numbers far from the others: are these labels?", [[name] for name in odd]),
@@ -285,7 +288,7 @@ def _grey_level_findings(samples: _SampleNames, records: NDArray[Any]) -> list[F
         return []
     rows = np.flatnonzero(records["peak"])
     examples = [[samples.name_with_label(int(row))] for row in rows[:MAX_EXAMPLES]]
-    return [Finding("warning", f"pictures of 16 bits that {describe_dark_images(peak)}", len(rows), examples)]
+    return [Finding("warning", f"images of 16 bits that {describe_dark_images(peak)}", len(rows), examples)]
 
 
 def _similar_file_names(samples: _SampleNames, records: NDArray[Any]) -> NDArray[np.int64]:

@@ -22,19 +22,19 @@ HASH_BYTES = 32  # of a block
 
 
 def block_hash(records: NDArray[Any], problems: Mapping[int, str]) -> NDArray[np.uint8]:
-    """BLAKE2b of a block's records and of its images' problems, by image number: uint8 [HASH_BYTES]."""
+    """BLAKE2b of a block's records and of its images' problems, by image index: uint8 [HASH_BYTES]."""
     hasher = hashlib.blake2b(problem_lines(problems), digest_size=HASH_BYTES)
     hasher.update(records.tobytes())
     return np.frombuffer(hasher.digest(), np.uint8)
 
 
 def problem_lines(problems: Mapping[int, str]) -> bytes:
-    """The problems of the bad images by their numbers, one line of JSON for each image."""
+    """The problems of the bad images by their indices, one line of JSON for each image."""
     return "".join(json.dumps([number, text]) + "\n" for number, text in sorted(problems.items())).encode()
 
 
 def parse_problems(lines: bytes) -> dict[int, str]:
-    """Read the lines that `problem_lines` wrote: problems by image number. Other lines are ignored."""
+    """Read the lines that `problem_lines` wrote: problems by image index. Other lines are ignored."""
     problems = {}
     for line in lines.split(b"\n"):
         try:
@@ -46,9 +46,9 @@ def parse_problems(lines: bytes) -> dict[int, str]:
     return problems
 
 
-def pixel_hashes(records: NDArray[Any], problems: Mapping[int, str], image_bytes: int) -> NDArray[np.uint64]:
+def expected_pixel_hashes(records: NDArray[Any], problems: Mapping[int, str], image_bytes: int) -> NDArray[np.uint64]:
     """The hash that each image's pixels must have. The pixels of a bad image are all black."""
-    hashes = records["pixels"].astype(np.uint64)
+    hashes = records["pixel_hash"].astype(np.uint64)
     hashes[list(problems)] = digest(bytes(image_bytes))
     return hashes
 

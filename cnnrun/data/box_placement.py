@@ -15,13 +15,13 @@ from cnnrun.contracts.objects import ObjectTable
 from cnnrun.data.image_files import ImageSettings, compute_view
 
 
-def place_boxes(
+def map_boxes_to_input(
     objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image_settings: ImageSettings
 ) -> tuple[ObjectTable, Tensor]:
-    """Move the boxes of N images to the network's pixels; returns the objects and each image's `View` as [N, 6].
+    """Convert the boxes of N images from original pixels to pixels of the network's input.
 
-    `sizes_N2` has the height and width of each image. `fit: crop` cuts boxes at the edges. An object of which less
-    than a pixel in height or width is left loses its label.
+    `sizes_N2` has the height and width of each image. Returns the objects, and each image's `View` as [N, 6]. `fit:
+    crop` cuts boxes at the edges; an object of less than a pixel in height or width then gets the label -1.
     """
 
     @cache
@@ -35,8 +35,8 @@ def place_boxes(
     boxes = torch.minimum((objects.columns["boxes"] * scale + offset).clamp(min=0), edge)
     labels = objects.columns["objects"]
     if image_settings.fit == "crop":
-        is_left = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-        labels, boxes = torch.where(is_left, labels, -1), boxes * is_left[:, None]
+        remains = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+        labels, boxes = torch.where(remains, labels, -1), boxes * remains[:, None]
     return replace(objects, columns={**objects.columns, "boxes": boxes, "objects": labels}), views
 
 

@@ -1,6 +1,6 @@
 """The cache folder: decoded images on disk, so that each data set is decoded once for all runs that use it.
 
-    <folder>/<key>/               a split of a data set (cached_split.py)
+    <folder>/<key>/               an entry: one split of a data set (cached_split.py)
     <folder>/shards/              copies of shards downloaded from object storage
 
 The key is a digest of the files and of every setting that affects the decoded pixels.
@@ -14,24 +14,26 @@ import json
 import os
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, StorageError, escape
 from cnnrun.base.locks import LockHeldError, hold_lock
 
-FORMAT = 2  # version of an entry's files, part of its key; raise it when older entries can no longer be read
+FORMAT_VERSION = 2  # version of an entry's files, part of its key; raise it when older entries can no longer be read
 BLOCK_IMAGES, BLOCK_BYTES = 1024, 32 << 20
 
-LOCK, SEAL = "lock", "complete.json"
+LOCK_FILE, SEAL_FILE = "lock", "complete.json"
 MAX_JSON_BYTES = 1 << 20
-SHARD_FOLDER = "shards"  # beside the data sets: copies of remote shards
+SHARD_FOLDER = "shards"  # beside the entries: copies of remote shards
 _KEY, _SHARD_COPY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(tar|[0-9]+\.tmp)")
 _PLAN_KEYS = {"source", "count", "shape", "block", "files", "blocks"}
 
-Progress = Callable[[str, int], Any]
+ProgressBar = Callable[[str, int], Any]
 
 
 def images_per_block(bytes_each: int) -> int:
@@ -48,9 +50,9 @@ def user_cache_folder() -> Path | None:
 
 
 def list_entries(folder: Path) -> list[dict[str, Any]]:
-    """Every data set in the cache, the last used first."""
+    """Every entry of the cache, the last used first."""
     entries = [entry for path in _subfolders(folder) if (entry := _describe_entry(path))]
-    return sorted(entries, key=lambda entry: -float(str(entry["used"])))
+    return sorted(entries, key=itemgetter("used"), reverse=True)
 
 
 def _describe_entry(path: Path) -> dict[str, Any] | None:
@@ -71,7 +73,7 @@ def _describe_entry(path: Path) -> dict[str, Any] | None:
             "count": plan["count"],
             "shape": plan["shape"],
             "bytes": _bytes_in(path),
-            "complete": path.name == SHARD_FOLDER or (path / SEAL).exists(),
+            "complete": path.name == SHARD_FOLDER or (path / SEAL_FILE).exists(),
             "used": path.stat().st_mtime,
         }
     except OSError:
@@ -83,7 +85,7 @@ def _shard_copies(folder: Path) -> list[Path]:
 
 
 def bytes_used(folder: Path, except_key: str = "") -> int:
-    """Bytes that the cache takes on the disk, without the data set `except_key`."""
+    """Bytes that the cache takes on the disk, without the entry `except_key`."""
     return sum(_bytes_in(path) for path in _subfolders(folder) if path.name != except_key)
 
 
@@ -98,8 +100,8 @@ def _subfolders(folder: Path) -> list[Path]:
         raise StorageError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
-    """Remove the data sets with these keys; returns the removed keys, and those that a process is building now."""
+def remove_entries(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
+    """Remove the entries with these keys; returns the removed keys, and those that a process is building now."""
     removed, in_use = [], []
     for key in keys:
         if key == SHARD_FOLDER:
@@ -109,8 +111,8 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
             removed.append(key)
             continue
         try:
-            with storage_errors(folder / key, 0), hold_lock(folder / key / LOCK):
-                _empty(folder / key)
+            with storage_errors(folder / key, 0), hold_lock(folder / key / LOCK_FILE):
+                _remove_entry(folder / key)
             removed.append(key)
         except LockHeldError:
             in_use.append(key)
@@ -118,41 +120,47 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
 
 
 def list_cache(folder: str | None) -> dict[str, Any]:
-    """List the data sets in the cache at `folder`, by default the user's cache, and their sizes."""
+    """List the entries of the cache at `folder`, by default the user's cache, and their sizes.
+
+    Raises StorageError if the user has no cache folder.
+    """
     path = Path(folder) if folder else user_cache_folder()
-    entries = list_entries(path) if path else []
+    if path is None:
+        raise StorageError("there is no cache folder (HOME is not set); give --dir")
+    entries = list_entries(path)
     return {"folder": str(path), "entries": entries, "bytes": sum(entry["bytes"] for entry in entries)}
 
 
 def clear_cache(folder: str | None, prefixes: list[str], everything: bool) -> dict[str, Any]:
-    """Remove data sets from the cache: those whose keys begin with the prefixes, or all.
+    """Remove entries of the cache: those whose keys begin with the prefixes, or all.
 
     Raises ConfigError unless each prefix fits exactly one key.
     """
     listing = list_cache(folder)
     keys = [entry["key"] for entry in listing["entries"]]
     if bool(prefixes) == everything:
-        raise ConfigError("give the keys of the data sets to remove (see `cnnrun cache list`), or --all")
+        raise ConfigError("give the keys of the entries to remove (see `cnnrun cache list`), or --all")
     chosen = keys if everything else []
     for prefix in prefixes:
         matching = [key for key in keys if key.startswith(prefix)]
         if len(matching) != 1:
             raise ConfigError(
-                f"{escape(prefix)}: {len(matching)} data sets have a key that begins like this; see `cnnrun cache list`"
+                f"{escape(prefix)}: the beginning of {format_count(len(matching), 'key')}, not of one; "
+                "see `cnnrun cache list`"
             )
         chosen += matching
-    removed, in_use = clear(Path(listing["folder"]), chosen)
+    removed, in_use = remove_entries(Path(listing["folder"]), list(dict.fromkeys(chosen)))
     freed = sum(entry["bytes"] for entry in listing["entries"] if entry["key"] in removed)
     return {"folder": listing["folder"], "removed": removed, "in_use": in_use, "bytes": freed}
 
 
-def _empty(folder: Path) -> None:
-    """Remove a data set, its lock last: a process that waits for the lock then finds an empty folder.
+def _remove_entry(folder: Path) -> None:
+    """Remove an entry, its lock last: a process that waits for the lock then finds an empty folder.
 
     Files that another process writes after the lock is gone stay.
     """
     opened = Folder(folder)
-    for name in sorted(opened.names(), key=lambda name: name.startswith(LOCK)):
+    for name in sorted(opened.names(), key=lambda name: name.startswith(LOCK_FILE)):
         opened.remove(name)
     try:
         folder.rmdir()

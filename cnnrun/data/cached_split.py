@@ -35,13 +35,13 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.data.block_hashes import (
     HASH_BYTES,
     block_hash,
+    expected_pixel_hashes,
     file_hash,
     has_changed,
     parse_problems,
-    pixel_hashes,
     problem_lines,
 )
-from cnnrun.data.cache import LOCK, SEAL, Progress, images_per_block, read_json
+from cnnrun.data.cache import LOCK_FILE, SEAL_FILE, ProgressBar, images_per_block, read_json
 from cnnrun.data.decode import DecodedBlock, Decoder, ParallelMap
 from cnnrun.data.image_records import RECORD
 
@@ -60,50 +60,55 @@ class CacheEntry:
     def is_complete(self) -> bool:
         """Return whether all files have their full size. Raises StorageError if other users may write the folder."""
         check_ownership(self.path, _OWN_FOLDER_ADVICE)
-        if not (self.path / SEAL).exists() or _file_size(self.path / "records") != self.count * RECORD.itemsize:
+        if not (self.path / SEAL_FILE).exists() or _file_size(self.path / "records") != self.count * RECORD.itemsize:
             return False
         return not self.keep_pixels or _file_size(self.path / "pixels.u8") == self.count * self._image_bytes
 
-    def build(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> None:
+    def build(
+        self, decoder: Decoder, description: dict[str, Any], parallel_map: ParallelMap, progress: ProgressBar
+    ) -> None:
         """Decode the blocks that are missing or damaged. Waits while another process builds the entry.
 
+        `description` is stored in `plan.json`, for people.
         Raises StorageError if the folder cannot be used, or the disk is full.
         """
         if not os.access(self.path, os.W_OK) and self.is_complete():
-            if self._is_sealed() and not self._find_damaged_blocks(run, progress):
+            if self._is_sealed() and not self._find_damaged_blocks(parallel_map, progress):
                 return  # such as an entry that root made for all to read
             raise StorageError(f"{self.path}: damaged, and you may not write it; {_OWN_FOLDER_ADVICE}")
         with storage_errors(self.path, self.count * self._image_bytes, " (data.cache_dir, data.cache)"):
-            built = self._ensure_sealed(decoder, about, run, progress)
-            if not built and self._find_damaged_blocks(run, progress):
+            was_sealed = not self._ensure_sealed(decoder, description, parallel_map, progress)
+            if was_sealed and self._find_damaged_blocks(parallel_map, progress):
                 self.unseal()
-                self._ensure_sealed(decoder, about, run, progress)
+                self._ensure_sealed(decoder, description, parallel_map, progress)
 
-    def _ensure_sealed(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> bool:
+    def _ensure_sealed(
+        self, decoder: Decoder, description: dict[str, Any], parallel_map: ParallelMap, progress: ProgressBar
+    ) -> bool:
         """Build the entry while holding its lock, unless it is sealed. Returns whether it was built."""
 
-        def waiting() -> None:
-            say(f"another process is decoding these pictures into {self.path}; waiting for it")
+        def say_waiting() -> None:
+            say(f"another process is decoding these images into {self.path}; waiting for it")
 
         while True:
             for folder in (self.path.parent, self.path):  # `mode` does not apply to further parents
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             check_ownership(self.path, _OWN_FOLDER_ADVICE)
             try:
-                with hold_lock(self.path / LOCK, waiting):
-                    if not (sealed := self._is_sealed()):
-                        self._build(decoder, about, run, progress)
+                with hold_lock(self.path / LOCK_FILE, say_waiting):
+                    if not (was_sealed := self._is_sealed()):
+                        self._build_locked(decoder, description, parallel_map, progress)
                     os.utime(self.path)  # when it was last used
-                    return not sealed
+                    return not was_sealed
             except FileNotFoundError:  # removed while this process waited for the lock: try again
                 if self.path.exists():
                     raise
 
     def _is_sealed(self) -> bool:
         """Return whether all files but the pixels are unchanged since the entry was completed."""
-        return self.is_complete() and read_json(self.path / SEAL) == self._seal()
+        return self.is_complete() and read_json(self.path / SEAL_FILE) == self._seal_content()
 
-    def _seal(self) -> dict[str, Any]:
+    def _seal_content(self) -> dict[str, Any]:
         """The content that `complete.json` must have: the entry's key and the hashes of its files."""
         names = ("plan.json", "progress", "problems.jsonl", "records")
         try:
@@ -113,29 +118,33 @@ class CacheEntry:
 
     def unseal(self) -> None:
         """Mark the entry as unfinished, so that the next build checks every block and decodes damaged ones again."""
-        (self.path / SEAL).unlink(missing_ok=True)
+        (self.path / SEAL_FILE).unlink(missing_ok=True)
 
-    def _build(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> None:
-        if (self.path / SEAL).exists():
+    def _build_locked(
+        self, decoder: Decoder, description: dict[str, Any], parallel_map: ParallelMap, progress: ProgressBar
+    ) -> None:
+        if (self.path / SEAL_FILE).exists():
             _print_on_any_rank(f"{self.path}: damaged; decoding the damaged parts again")
         self.unseal()
-        files = self._open_files(about)
+        files = self._open_files(description)
         try:
-            self._decode_missing(files, decoder, run, progress)
+            self._decode_missing(files, decoder, parallel_map, progress)
         finally:
             for descriptor in files.values():
                 os.close(descriptor)
-        _write_json(self.path / SEAL, self._seal())
+        _write_json(self.path / SEAL_FILE, self._seal_content())
 
-    def _decode_missing(self, files: dict[str, int], decoder: Decoder, run: ParallelMap, progress: Progress) -> None:
-        missing, problems = self._find_missing_blocks(run, progress)
+    def _decode_missing(
+        self, files: dict[str, int], decoder: Decoder, parallel_map: ParallelMap, progress: ProgressBar
+    ) -> None:
+        missing, problems = self._find_missing_blocks(parallel_map, progress)
         _replace_content(files["problems.jsonl"], problem_lines(problems))
         unsynced: dict[int, NDArray[np.uint8]] = {}
         with progress("decoding", self.count) as advance:
             advance(self.count - sum(len(self._block_images(block)) for block in missing))
             for block in missing:
                 rows = self._block_images(block)
-                decoded = decoder.decode_block(np.array(rows), run)
+                decoded = decoder.decode_block(np.array(rows), parallel_map)
                 unsynced[block] = self._write_block(files, rows[0], decoded)
                 advance(len(rows))
                 if len(unsynced) * len(rows) * self._image_bytes >= SYNC_BYTES:
@@ -143,14 +152,14 @@ class CacheEntry:
             _sync(files, unsynced)
 
     def _block_images(self, block: int) -> range:
-        """The numbers of the images in a block."""
+        """The indices of the images in a block."""
         block_size = images_per_block(self._image_bytes)
         return range(block * block_size, min((block + 1) * block_size, self.count))
 
     def _block_count(self) -> int:
         return -(-self.count // images_per_block(self._image_bytes))
 
-    def _open_files(self, about: dict[str, Any]) -> dict[str, int]:
+    def _open_files(self, description: dict[str, Any]) -> dict[str, int]:
         """Open the entry's files for writing: descriptors by name. An unfinished build of the same plan is resumed."""
         names = [*(["pixels.u8"] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
         plan = {
@@ -159,7 +168,7 @@ class CacheEntry:
             "shape": list(self.shape),
             "block": images_per_block(self._image_bytes),
         }
-        plan |= about | {"files": names, "blocks": self._block_count()}
+        plan |= description | {"files": names, "blocks": self._block_count()}
         sizes = {
             "pixels.u8": self.count * self._image_bytes,
             "records": self.count * RECORD.itemsize,
@@ -176,7 +185,9 @@ class CacheEntry:
             os.ftruncate(files[name], size)
         return files
 
-    def _find_missing_blocks(self, run: ParallelMap, progress: Progress) -> tuple[list[int], dict[int, str]]:
+    def _find_missing_blocks(
+        self, parallel_map: ParallelMap, progress: ProgressBar
+    ) -> tuple[list[int], dict[int, str]]:
         """The blocks that are missing or damaged, and the image problems noted in the others."""
         expected_hashes = np.fromfile(self.path / "progress", np.uint8).reshape(-1, HASH_BYTES)
         records, problems, hashes = self.open_records()(), self.problems(), self.pixel_hashes()
@@ -189,37 +200,42 @@ class CacheEntry:
             return self._has_damaged_pixels(rows, hashes)
 
         written = np.flatnonzero(expected_hashes.any(1)).tolist()
-        damaged = self._filter_blocks(written, is_damaged, run, progress)
+        damaged = self._filter_blocks(written, is_damaged, parallel_map, progress)
         if damaged:
             ranges = ", ".join(
                 f"{self._block_images(block)[0]:,} to {self._block_images(block)[-1]:,}" for block in damaged[:8]
             )
-            _print_on_any_rank(f"{self.path}: pictures {ranges} are damaged; decoding them again")
+            _print_on_any_rank(f"{self.path}: images {ranges} are damaged; decoding them again")
         intact = set(written) - set(damaged)
         block_size = images_per_block(self._image_bytes)
         intact_problems = {row: text for row, text in problems.items() if row // block_size in intact}
         return [block for block in range(self._block_count()) if block not in intact], intact_problems
 
-    def _find_damaged_blocks(self, run: ParallelMap, progress: Progress) -> list[int]:
+    def _find_damaged_blocks(self, parallel_map: ParallelMap, progress: ProgressBar) -> list[int]:
         """The blocks of a sealed entry whose pixels are damaged. Empty if pixels are verified at first use."""
         blocks = list(range(self._block_count())) if self._verify else []
         try:
             hashes = self.pixel_hashes()
             return self._filter_blocks(
-                blocks, lambda block: self._has_damaged_pixels(self._block_images(block), hashes), run, progress
+                blocks,
+                lambda block: self._has_damaged_pixels(self._block_images(block), hashes),
+                parallel_map,
+                progress,
             )
         except FileNotFoundError:  # another process cleared the cache meanwhile
             return blocks
 
     def _filter_blocks(
-        self, blocks: Sequence[int], predicate: Callable[[int], bool], run: ParallelMap, progress: Progress
+        self, blocks: Sequence[int], predicate: Callable[[int], bool], parallel_map: ParallelMap, progress: ProgressBar
     ) -> list[int]:
         """The blocks for which the predicate is true. Calls it in several threads."""
         matching: list[int] = []
         with progress("verifying", len(blocks)) as advance:
             for first in range(0, len(blocks), _BLOCKS_PER_UPDATE):
                 part = blocks[first : first + _BLOCKS_PER_UPDATE]
-                matching += [block for block, is_true in zip(part, run(predicate, part), strict=True) if is_true]
+                matching += [
+                    block for block, matches in zip(part, parallel_map(predicate, part), strict=True) if matches
+                ]
                 advance(len(part))
         return matching
 
@@ -234,7 +250,7 @@ class CacheEntry:
 
     def pixel_hashes(self) -> NDArray[np.uint64]:
         """The hash that each image's pixels must have, by its records."""
-        return pixel_hashes(self.open_records()(), self.problems(), self._image_bytes)
+        return expected_pixel_hashes(self.open_records()(), self.problems(), self._image_bytes)
 
     def _write_block(self, files: dict[str, int], first: int, decoded: DecodedBlock) -> NDArray[np.uint8]:
         """Write a block that begins with image `first`; returns its hash."""
@@ -246,14 +262,14 @@ class CacheEntry:
         return block_hash(decoded.records, decoded.problems)
 
     def open_records(self) -> Callable[[], NDArray[Any]]:
-        """Open the records file; the result maps it, a row of RECORD per image. Copy rows that are needed for long.
+        """Open the records file. Calling the result gives its rows, one of RECORD per image; copy rows that you keep.
 
         It works after the folder is removed.
         """
         return RecordsFile(self.path / "records")
 
     def problems(self) -> dict[int, str]:
-        """The reason that each bad image cannot be decoded, by its number."""
+        """The reason that each bad image cannot be decoded, by its index."""
         problems = parse_problems((self.path / "problems.jsonl").read_bytes())
         return {number: text for number, text in sorted(problems.items()) if 0 <= number < self.count}
 

@@ -1,4 +1,4 @@
-"""Class names: how sources write them, which names are refused, and which ones look alike."""
+"""Class names: how sources write them, which names are refused, and which ones are similar."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape, is_encodable
 
@@ -28,19 +29,19 @@ def clean_cell(text: str) -> str:
 
 
 def sorted_classes(labels: Iterable[str]) -> list[str]:
-    """The distinct labels, sorted as numbers if all are whole numbers, else as torchvision sorts folders."""
+    """Sort the distinct labels: as numbers if all are whole numbers, else as torchvision sorts folders."""
     names = sorted(set(labels))
     return sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,18}", name) for name in names) else names
 
 
-def check_class_names(names: Sequence[str], where: str, *, are_declared: bool) -> None:
+def check_class_names(names: Sequence[str], origin: str, *, are_declared: bool) -> None:
     """Raise DataError for names that no class can have.
 
     Names are written to configs, figures, reports and exported files, which fails for names that are not valid text.
     A word for a missing value, such as NaN, is refused unless the config declares the classes (`are_declared`).
     """
     refuse_problems(
-        f"{where}: class '{escape(name)}': {problem}"
+        f"{origin}: class '{escape(name)}': {problem}"
         for name in names
         if (problem := _unusable_name_problem(name) or (None if are_declared else missing_value_problem(name)))
     )
@@ -61,7 +62,7 @@ def _unusable_name_problem(name: str) -> str | None:
     return None
 
 
-def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: str) -> list[str]:
+def numbered_classes(labels_N: NDArray[np.integer[Any]], origin: str, setting: str) -> list[str]:
     """Names for the labels 0, 1, ... of arrays.
 
     Raises DataError if the highest label is so large that most classes would be empty.
@@ -72,8 +73,8 @@ def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: st
         rarest = int(used[np.flatnonzero(counts == counts.min())[-1]])
         used_names = join_names([f"{int(label)}" for label in used])
         raise DataError(
-            f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({used_names}); is {rarest}, "
-            f"which occurs {int(counts.min()):,} time(s), a label? If so, "
+            f"{origin}: has labels up to {highest:,}, but only {len(used)} different ones ({used_names}); is {rarest}, "
+            f"which occurs {format_count(int(counts.min()), 'time')}, a label? If so, "
             f"give all {highest + 1:,} classes a name in {setting}"
         )
     return [str(label) for label in range(highest + 1)]
@@ -84,7 +85,7 @@ def _max_class_count(used: int) -> int:
     return 2 * used + 10
 
 
-def questionable_numbers(names: Sequence[str]) -> list[str]:
+def implausible_class_names(names: Sequence[str]) -> list[str]:
     """Names that are negative numbers or far larger than the others. Some tools write these for a missing label."""
     if not names or not all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return []
@@ -92,7 +93,7 @@ def questionable_numbers(names: Sequence[str]) -> list[str]:
     return [name for name in names if not 0 <= int(name) < limit]
 
 
-def alike_names(names: Iterable[str]) -> list[list[str]]:
+def similar_names(names: Iterable[str]) -> list[list[str]]:
     """Groups of names that differ only in case, blanks, quotes, leading zeros or invisible letters."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -121,13 +122,3 @@ def _has_invisible(name: str) -> bool:
         unicodedata.category(letter) in _INVISIBLE or (letter.isspace() and letter != " ") for letter in name
     )
     return any(is_invisible) or name != name.strip()
-
-
-def float32_problem(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
-    """Reason that values which differ are all equal in float32, or None. Tasks warn of values that are nearly so."""
-    exact = np.asarray(values, np.float64)
-    spread = float(np.ptp(exact))
-    if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
-        return None
-    text = f"{escape(name)} varies by {spread:.3g} around {exact.mean():.6g}"
-    return f"{text}, too finely for float32; subtract the mean from it"

@@ -20,9 +20,10 @@ from cnnrun.data.targets import flatten_targets, target_codes
 
 @dataclass(frozen=True)
 class Examples:
-    """A decoded split. Splits may share `images` [M, C, H, W]: `rows` [N] are the numbers of this split's own images.
+    """A decoded split: its images, targets and objects.
 
-    `source_rows` [N] are the numbers of the same samples in `source`.
+    Splits may share `images` [M, C, H, W]: `rows` [N] are the indices of this split's own images. `source_rows` [N] are
+    the indices of the same samples in `source`.
     """
 
     images: ImageStore
@@ -36,7 +37,7 @@ class Examples:
         return len(self.rows)
 
     def sample_name(self, index: int) -> str:
-        """Name of sample `index` for messages: its file, or its number in the source."""
+        """Name of sample `index` for messages: its file, or its index in the source."""
         return self.source.sample_name(int(self.source_rows[index]))
 
     def select(self, mask_N: Tensor) -> Examples:
@@ -75,11 +76,11 @@ class Dataset:
     file_listings: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()
 
     def listing_lines(self) -> Iterator[str]:
-        """Yield a line for each file: split, path, size, time of change, label (or a digest of its boxes).
+        """Yield a line for each file: split, path, size, modification time in ns, label (or a digest of its boxes).
 
         Splits whose images are in memory have no lines.
         """
         for name, split, listing in self.file_listings:
             labels = target_codes(split.targets, split.objects, len(split)).tolist()
-            for index, (size, changed_ns, *_) in enumerate(listing.tolist()):
-                yield f"{name}\t{escape(split.sample_name(index))}\t{size}\t{changed_ns}\t{labels[index]}"
+            for index, (size, modified_ns, *_) in enumerate(listing.tolist()):
+                yield f"{name}\t{escape(split.sample_name(index))}\t{size}\t{modified_ns}\t{labels[index]}"

@@ -1,4 +1,4 @@
-"""Decoder for a split's images by number: one by one, or in blocks over several threads, with their records."""
+"""Decoder for a split's images by index: one by one, or in blocks over several threads, with their records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from cnnrun.data.image_files import (
 )
 from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
 
+DEFAULT_TIMEOUT = 120.0  # seconds
 _IMAGES_PER_TASK = 16  # images that a thread decodes before it takes the next task
+_TASKS_PER_WAIT = 4096  # `wait` locks all of its tasks each time that one is done
 
 ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
 
@@ -38,8 +40,8 @@ class ReadTimeoutError(NoAnswerError):
     """Error for images whose reading does not end."""
 
     def __init__(self, seconds: float, names: Sequence[str]) -> None:
-        images = join_names(names, 8) or "pictures"
-        super().__init__(f"reading {images} does not end: nothing came for {seconds:g} s (data.timeout)")
+        images = join_names(names, 8) or "the images"
+        super().__init__(f"no data from {images} for {seconds:g} s; check the disk or raise data.timeout")
         self.seconds = seconds
 
 
@@ -59,7 +61,11 @@ class ThreadedMap:
             raise ReadTimeoutError(self._timeout, [])
         if self._pool is None:
             return list(map(function, items))
-        tasks = [self._pool.submit(function, item) for item in items]
+        slices = (items[first : first + _TASKS_PER_WAIT] for first in range(0, len(items), _TASKS_PER_WAIT))
+        return [value for part in slices for value in self._map_slice(self._pool, function, part)]
+
+    def _map_slice(self, pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        tasks = [pool.submit(function, item) for item in items]
         pending = set(tasks)
         while pending:
             done, pending = wait(pending, self._timeout, FIRST_COMPLETED)
@@ -75,15 +81,15 @@ class ThreadedMap:
 
 
 @contextmanager
-def start_threads(workers: int, timeout: float = 120.0) -> Iterator[ParallelMap]:
+def start_threads(workers: int, timeout: float = DEFAULT_TIMEOUT) -> Iterator[ParallelMap]:
     """Context with a `ThreadedMap` of `workers` threads, which end with it."""
-    pool = ThreadedMap(workers, timeout)
+    threads = ThreadedMap(workers, timeout)
     try:
-        yield pool
+        yield threads
     except BaseException:  # such as a signal while a read hangs
-        pool.close(wait_for_tasks=False)
+        threads.close(wait_for_tasks=False)
         raise
-    pool.close()
+    threads.close()
 
 
 def processor_count() -> int:
@@ -116,88 +122,88 @@ class Decoder:
     def __len__(self) -> int:
         return len(self.split)
 
-    def decode_one(self, number: int) -> NDArray[np.uint8]:
-        """Decode image `number` to uint8 [C, H, W]. Raises DataError with its name if it cannot be used."""
-        return self._decode_in_thread(number, self.split.sample_name(number))[0]
+    def decode_one(self, index: int) -> NDArray[np.uint8]:
+        """Decode image `index` to uint8 [C, H, W]. Raises DataError with its name if it cannot be used."""
+        return self._decode_in_thread(index, self.split.sample_name(index))[0]
 
     def rows_being_read(self) -> list[int]:
-        """The numbers of the images that threads are reading now."""
+        """The indices of the images that threads are reading now, sorted."""
         return sorted(self._row_by_thread.values())
 
-    def _decode_in_thread(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+    def _decode_in_thread(self, index: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
         thread = threading.get_ident()
-        self._row_by_thread[thread] = number
+        self._row_by_thread[thread] = index
         try:
-            return self._decode(number, name)
+            return self._decode(index, name)
         finally:
             del self._row_by_thread[thread]
 
-    def _decode(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+    def _decode(self, index: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
         """The fitted pixels [C, H, W], the file's bytes (none for an array), and the decoded image."""
         images = self.split.images
         with image_errors(name):
             if isinstance(images, np.ndarray):
-                data, decoded = b"", image_from_pixels(images[number], self.shape[0])
+                data, decoded = b"", image_from_pixels(images[index], self.shape[0])
             else:
-                data = read_image_bytes(name if isinstance(images, Files) else images[number], self._expected(number))
+                data = read_image_bytes(name if isinstance(images, Files) else images[index], self._expected(index))
                 decoded = decode_image(data, self.shape[0], self.image_settings)
             pixels_HWC = fit_image(decoded.pillow_image, self._size, self.image_settings)
             return pixels_HWC.transpose(2, 0, 1), data, decoded
 
-    def _expected(self, number: int) -> tuple[int, int] | None:
+    def _expected(self, index: int) -> tuple[int, int] | None:
         """Size and time of an image's file when it was listed."""
-        return None if self._listing is None else (int(self._listing[number, 0]), int(self._listing[number, 1]))
+        return None if self._listing is None else (int(self._listing[index, 0]), int(self._listing[index, 1]))
 
-    def decode_block(self, numbers: NDArray[np.int64], run: ParallelMap) -> DecodedBlock:
+    def decode_block(self, indices: NDArray[np.int64], parallel_map: ParallelMap) -> DecodedBlock:
         """Decode images with their records. Bad images become black, and their problems are noted.
 
         Raises UnreadableFileError for files that cannot be read now, such as on a disk that fails.
         """
         unreadable: list[str] = []
-        block = DecodedBlock(np.zeros((len(numbers), *self.shape), np.uint8), np.zeros(len(numbers), RECORD), {})
+        block = DecodedBlock(np.zeros((len(indices), *self.shape), np.uint8), np.zeros(len(indices), RECORD), {})
 
         def decode(first: int) -> None:
-            for position in range(first, min(first + _IMAGES_PER_TASK, len(numbers))):
-                number = int(numbers[position])
-                name = self.split.sample_name(number)
+            for position in range(first, min(first + _IMAGES_PER_TASK, len(indices))):
+                index = int(indices[position])
+                name = self.split.sample_name(index)
                 try:
-                    pixels, data, decoded = self._decode_in_thread(number, name)
+                    pixels, data, decoded = self._decode_in_thread(index, name)
                 except UnreadableFileError as error:
                     unreadable.append(str(error))
                     continue
                 except DataError as error:
-                    block.problems[number] = str(error)
+                    block.problems[index] = str(error)
                     continue
                 block.pixels[position] = pixels
                 fill_record(block.records[position], name, data, decoded, pixels)
 
-        self._run_tasks(run, decode, len(numbers))
+        self._run_tasks(parallel_map, decode, len(indices))
         if unreadable:
             raise UnreadableFileError(*truncate_lines(sorted(unreadable), "files"))
         fill_pixel_sums(block.records, block.pixels)
         return block
 
-    def decode_batch(self, numbers: NDArray[np.int64], run: ParallelMap) -> NDArray[np.uint8]:
+    def decode_batch(self, indices: NDArray[np.int64], parallel_map: ParallelMap) -> NDArray[np.uint8]:
         """Decode images to uint8 [n, C, H, W]. Raises DataError with the names and problems of the bad ones."""
-        pixels = np.empty((len(numbers), *self.shape), np.uint8)
+        pixels = np.empty((len(indices), *self.shape), np.uint8)
         problems: list[str] = []
 
         def decode(first: int) -> None:
-            for position in range(first, min(first + _IMAGES_PER_TASK, len(numbers))):
+            for position in range(first, min(first + _IMAGES_PER_TASK, len(indices))):
                 try:
-                    pixels[position] = self.decode_one(int(numbers[position]))
+                    pixels[position] = self.decode_one(int(indices[position]))
                 except DataError as error:
                     problems.append(str(error))
 
-        self._run_tasks(run, decode, len(numbers))
+        self._run_tasks(parallel_map, decode, len(indices))
         if problems:
             raise DataError(*sorted(problems))
         return pixels
 
-    def _run_tasks(self, run: ParallelMap, decode: Callable[[int], None], count: int) -> None:
+    def _run_tasks(self, parallel_map: ParallelMap, decode: Callable[[int], None], count: int) -> None:
         try:
-            run(decode, range(0, count, _IMAGES_PER_TASK))
+            parallel_map(decode, range(0, count, _IMAGES_PER_TASK))
         except ReadTimeoutError as error:
             raise ReadTimeoutError(
-                error.seconds, [self.split.sample_name(number) for number in self.rows_being_read()]
+                error.seconds, [self.split.sample_name(index) for index in self.rows_being_read()]
             ) from None

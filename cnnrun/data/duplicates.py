@@ -23,7 +23,7 @@ _DIRECTIONS = 8  # principal directions in which neighbours are searched
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The samples of all splits, concatenated: split, number in the split, label, group (-1: none), pixel digest."""
+    """The samples of all splits, concatenated: split, index in it, label, group (-1: none), and hash of the pixels."""
 
     splits: tuple[str, ...]
     split_N: NDArray[np.int64]
@@ -33,7 +33,7 @@ class SampleTable:
     digest_N: NDArray[np.uint64]
 
     def locate(self, sample: int) -> tuple[str, int]:
-        """A sample's split, and its number in the split."""
+        """A sample's split, and its index in the split."""
         return self.splits[int(self.split_N[sample])], int(self.index_N[sample])
 
     def select_train(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -58,7 +58,7 @@ def mixed_groups(groups: Sequence[NDArray[np.int64]], values_N: NDArray[np.int64
 
 @dataclass(frozen=True)
 class Leaks:
-    """Groups of samples that make a measurement on val or test, or the labels themselves, wrong.
+    """Groups of samples that leak between splits, or that contradict each other's labels.
 
     Copies of an image in several splits or under several labels, groups in several splits, and, if each class should
     be in one split only, classes in several splits.
@@ -89,12 +89,14 @@ def find_leaks(table: SampleTable, has_disjoint_classes: bool = False) -> Leaks:
     )
 
 
-def find_near_duplicates(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -> tuple[NDArray[np.int64], bool]:
-    """Find pairs of samples [P, 2] whose thumbnails differ no more than after re-encoding or resizing.
+def find_near_duplicates(
+    thumbs_NF: NDArray[np.uint8], max_candidates: int = 5_000_000
+) -> tuple[NDArray[np.int64], bool]:
+    """Find pairs [P, 2] of near duplicates, and return them with True if the search was complete.
 
-    The search looks for neighbours in the first principal directions of the thumbnails, where no distance is larger
-    than in all directions, and compares these in full. It ends early after `limit` neighbours. Returns the pairs, and
-    True if the search was not cut short.
+    Candidates are neighbours in the first principal components of the thumbnails, where no distance is larger than
+    between the thumbnails themselves. Each candidate is then compared exactly. The search stops after about
+    `max_candidates` pairs.
     """
     from scipy.spatial import cKDTree
 
@@ -116,7 +118,7 @@ def find_near_duplicates(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
         near_pairs.append(pairs[_is_near(values, pairs)])
         compared_count += len(pairs)
-        if compared_count > limit:
+        if compared_count > max_candidates:
             return rows[np.concatenate(near_pairs)], False
     return rows[np.concatenate(near_pairs)], True
 

@@ -11,11 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.randomness import derive_key, permutation
 from cnnrun.config.spec import Kind
 
-# (seed, epoch) -> the samples in order, int64 [N], and for each a number that is unique in the epoch. Augmentation is
-# seeded by this number, so that repeated samples in an epoch get different augmentations.
+# (seed, epoch) -> the samples in order, int64 [N], and for each an augmentation id that is unique in the epoch. The id
+# seeds the augmentation, so that repeated samples in an epoch get different augmentations.
 EpochOrder = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
@@ -39,17 +40,17 @@ def balanced_order(labels_N: Tensor) -> EpochOrder:
     count, classes = len(labels_N), len(members)
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        samples, numbers = [], []
+        samples, ids = [], []
         for index, class_members in enumerate(members):
             # The places that do not divide evenly go to other classes in each epoch.
             class_count = count // classes + ((index + epoch) % classes < count % classes)
             for cycle in range(-(-class_count // len(class_members))):
-                chosen = class_members[permutation(derive_key(seed, index, cycle), epoch, len(class_members))]
-                chosen = chosen[: class_count - cycle * len(class_members)]
-                samples.append(chosen)
-                numbers.append(chosen + cycle * count)
+                class_samples = class_members[permutation(derive_key(seed, index, cycle), epoch, len(class_members))]
+                class_samples = class_samples[: class_count - cycle * len(class_members)]
+                samples.append(class_samples)
+                ids.append(class_samples + cycle * count)
         shuffled = permutation(seed, epoch, count)
-        return torch.cat(samples)[shuffled], torch.cat(numbers)[shuffled]
+        return torch.cat(samples)[shuffled], torch.cat(ids)[shuffled]
 
     return order
 
@@ -75,20 +76,20 @@ def identities_order(labels_N: Tensor, batch: int, images_per_class: int) -> Epo
             _cycle_samples(seed, epoch, index, class_members, images_per_class)
             for index, class_members in enumerate(members)
         ]
-        waiting, rounds, numbers = list[int](), 0, list[int]()
-        while len(numbers) < count:
-            end, in_batch = min(len(numbers) + batch, count), set[int]()
-            while len(numbers) < end:
+        waiting, rounds, ids = list[int](), 0, list[int]()
+        while len(ids) < count:
+            end, in_batch = min(len(ids) + batch, count), set[int]()
+            while len(ids) < end:
                 if not waiting:  # classes of this batch come last (`pop` takes from the end), so that none comes twice
                     shuffled = permutation(derive_key(seed, classes, rounds), epoch, classes).tolist()
                     waiting, rounds = sorted(shuffled, key=lambda index: index not in in_batch), rounds + 1
                 index = waiting.pop()
                 in_batch.add(index)
-                for _ in range(min(images_per_class, end - len(numbers))):
+                for _ in range(min(images_per_class, end - len(ids))):
                     sample, cycle = next(streams[index])
-                    numbers.append(sample + cycle * count)
-        numbers_N = torch.tensor(numbers)
-        return numbers_N % count, numbers_N
+                    ids.append(sample + cycle * count)
+        ids_N = torch.tensor(ids)
+        return ids_N % count, ids_N
 
     return order
 
@@ -123,11 +124,11 @@ class SamplerSpec(Kind):
 
     @property
     def images_per_class(self) -> int:
-        """Images of each class in a batch; 0 if that is left to chance."""
+        """Images of each class in a batch; 0 if the sampler does not fix it."""
         return 0
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
-        """The order of samples with these targets in batches of `batch`, or None for each sample once."""
+        """The order of samples with these targets in batches of `batch`, or None for the uniform order."""
         raise NotImplementedError
 
     def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
@@ -140,7 +141,7 @@ class SamplerSpec(Kind):
 
 
 class Uniform(SamplerSpec):
-    """Every picture once."""
+    """Every image once."""
 
     kind = "uniform"
     needs_labels = False
@@ -162,14 +163,14 @@ class Balanced(SamplerSpec):
 
 
 class Identities(SamplerSpec):
-    """In each batch `images` of each of batch / `images` classes, such as people; every class equally often."""
+    """Batches of `images` images from each of batch / `images` classes, such as people; all classes equally often."""
 
     kind = "identities"
     main = "images"
     old_keys = {"pictures": "images"}
 
     images: int = Field(4, ge=2, le=10_000)
-    """Pictures of each class in a batch."""
+    """Images of each class in a batch."""
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         return identities_order(targets["labels"], batch, self.images)
@@ -181,9 +182,13 @@ class Identities(SamplerSpec):
     def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
         classes = sum(count > 0 for count in counts)
         if batch % self.images:
-            return f"a batch of {batch} is not made of {self.images} pictures of each class"
+            nearest = max(1, round(batch / self.images)) * self.images
+            return f"train.batch {batch} is not a multiple of {self.images} images of each class; use {nearest}"
         if batch // self.images > classes:
-            return f"{batch // self.images} classes of {self.images} pictures a batch; train has {classes}"
+            return (
+                f"a batch needs {batch // self.images} classes of {self.images} images, but train has "
+                f"{format_count(classes, 'class', 'classes')}; use a smaller batch or more images of each class"
+            )
         return None
 
 

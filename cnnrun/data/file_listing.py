@@ -33,7 +33,7 @@ def list_files(split: Split, by_content: bool, workers: int | None) -> NDArray[n
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Size and time of change in ns, or (-1, -1) if there is no such file."""
+    """Size and modification time in ns, or (-1, -1) if there is no such file."""
     try:
         status = path.stat()
     except OSError:
@@ -48,8 +48,8 @@ def _hash_shard(shard: Path) -> int:
 
 
 def _hash_images(split: Split, workers: int | None) -> NDArray[np.int64]:
-    def hash_image(number: int) -> int:
-        item = split.images[number]
+    def hash_image(index: int) -> int:
+        item = split.images[index]
         assert isinstance(item, Path)
         try:
             with image_errors(str(item)):
@@ -57,8 +57,8 @@ def _hash_images(split: Split, workers: int | None) -> NDArray[np.int64]:
         except DataError:  # reported with all other bad files when they are decoded
             return 0
 
-    with start_threads(processor_count() if workers is None else workers) as run:
-        return np.array(run(hash_image, range(len(split))), np.uint64).view(np.int64)
+    with start_threads(processor_count() if workers is None else workers) as parallel_map:
+        return np.array(parallel_map(hash_image, range(len(split))), np.uint64).view(np.int64)
 
 
 def content_digest(split: Split, listing: NDArray[np.int64] | None) -> bytes:

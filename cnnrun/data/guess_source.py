@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.bounded_files import read_bytes, read_json_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_clutter
@@ -93,7 +94,7 @@ def _guess_table(path: Path) -> dict[str, Any]:
     rows = read_rows(path)
     image_column = next((name for name, cells in rows.columns.items() if _are_image_names(cells)), None)
     if image_column is None:
-        raise DataError(f"{path}: no column of picture files ({SUFFIX_LIST})")
+        raise DataError(f"{path}: no column of image files ({SUFFIX_LIST})")
     root = _guess_root(path, rows.columns[image_column])
     settings: dict[str, Any] = {"path": str(path), "root": str(root), "image": image_column}
     rest = {name: cells for name, cells in rows.columns.items() if name != image_column}
@@ -117,7 +118,7 @@ def _guess_root(path: Path, cells: list[str]) -> Path:
     counts = {folder: sum((folder / cell).is_file() for cell in cells[:_CHECKED_ROWS]) for folder in folders}
     root = max(counts, key=lambda folder: counts[folder])
     if not counts[root]:
-        raise DataError(f"{path}: none of its first pictures exists, such as {escape(cells[0])}")
+        raise DataError(f"{path}: none of its first image files exists, such as {escape(cells[0])}")
     return root
 
 
@@ -162,7 +163,7 @@ def _detection_error(path: Path, kind: str, image_count: int, objects: dict[str,
     by_count = sorted(objects.items(), key=lambda item: -item[1])
     counts = join_names([f"{name} {count:,}" for name, count in by_count])
     return ConfigError(
-        f"{escape(str(path))}: {kind} of {image_count:,} pictures, objects: {counts or 'none'}",
+        f"{escape(str(path))}: {kind} of {format_count(image_count, 'image')}, objects: {counts or 'none'}",
         "this is for object detection (task: detect), for which init writes no config yet: copy configs/bccd.yaml and "
         "give data.source this path; nothing was written",
     )

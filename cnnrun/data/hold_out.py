@@ -1,4 +1,4 @@
-"""Held-out parts and folds by a seed, stratified by class, with groups kept together."""
+"""Held-out splits and folds by a seed, stratified by class, with groups kept together."""
 
 from __future__ import annotations
 
@@ -10,62 +10,62 @@ from torch import Tensor
 from cnnrun.base.randomness import permutation
 
 
-def hold_out_samples(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) -> Tensor:
-    """Choose samples to hold out: bool [N], `part` of every class. With groups, only whole groups are held out."""
+def hold_out_samples(labels_N: Tensor, groups_N: Tensor | None, fraction: float, seed: int) -> Tensor:
+    """Choose samples to hold out: bool [N], `fraction` of every class. With groups, only whole groups are held out."""
     if groups_N is not None:
-        if not part:
+        if not fraction:
             return torch.zeros(len(labels_N), dtype=torch.bool)
-        return _assign_groups(labels_N, groups_N, seed, [1 - part, part]) == 1
+        return _assign_groups(labels_N, groups_N, seed, [1 - fraction, fraction]) == 1
     order = permutation(seed, 0, len(labels_N))
     is_held_out = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in labels_N.unique():
         members = order[labels_N[order] == label]
-        count = round(part * len(members))
-        # A class of two or more samples is on both sides, so that it is both trained and measured.
-        if part and len(members) > 1:
+        count = round(fraction * len(members))
+        # A class of two or more samples is in both splits, so that it is both trained and measured.
+        if fraction and len(members) > 1:
             count = min(max(count, 1), len(members) - 1)
         is_held_out[members[:count]] = True
     return is_held_out
 
 
 def group_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Join copies of an image and samples of a group into sets: the first sample of each sample's set, int64 [N]."""
+    """Group samples that share an image or a group into units. Each unit is named by its first sample: int64 [N]."""
     _, copy_N = np.unique(pixels_N, return_inverse=True)
     first_N = np.arange(len(pixels_N))
     while True:
         before = first_N
-        for set_N in (copy_N, groups_N):
-            if set_N is not None:
-                first_N = _minimum_per_set(first_N, set_N)
+        for unit_N in (copy_N, groups_N):
+            if unit_N is not None:
+                first_N = _minimum_per_unit(first_N, unit_N)
         if groups_N is None or np.array_equal(before, first_N):
             return first_N
 
 
 def keep_sets_together(
-    side_N: NDArray[np.int64], set_N: NDArray[np.int64], labels_N: NDArray[np.int64]
+    split_N: NDArray[np.int64], unit_N: NDArray[np.int64], labels_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Put each set on one side: int64 [N]. Sets that are on several sides are divided again, in the same shares.
+    """Assign each unit to one split: int64 [N]. Units in several splits are reassigned in the same proportions.
 
-    Returns `side_N` unchanged if a side would become empty, because there are too few sets.
+    Returns `split_N` unchanged if a split would become empty because there are too few units.
     """
-    low, high = np.full(len(set_N), side_N.max()), np.full(len(set_N), side_N.min())
-    np.minimum.at(low, set_N, side_N)
-    np.maximum.at(high, set_N, side_N)
-    is_split = (low != high)[set_N]
-    if not is_split.any():
-        return side_N
-    sides, counts = np.unique(side_N[is_split], return_counts=True)
-    labels, sets = torch.from_numpy(labels_N[is_split]), torch.from_numpy(set_N[is_split])
-    new_side_N = side_N.copy()
-    new_side_N[is_split] = sides[_assign_groups(labels, sets, 0, (counts / counts.sum()).tolist()).numpy()]
-    return new_side_N if len(np.unique(new_side_N)) == len(np.unique(side_N)) else side_N
+    low, high = np.full(len(unit_N), split_N.max()), np.full(len(unit_N), split_N.min())
+    np.minimum.at(low, unit_N, split_N)
+    np.maximum.at(high, unit_N, split_N)
+    is_divided = (low != high)[unit_N]
+    if not is_divided.any():
+        return split_N
+    splits, counts = np.unique(split_N[is_divided], return_counts=True)
+    labels, units = torch.from_numpy(labels_N[is_divided]), torch.from_numpy(unit_N[is_divided])
+    new_split_N = split_N.copy()
+    new_split_N[is_divided] = splits[_assign_groups(labels, units, 0, (counts / counts.sum()).tolist()).numpy()]
+    return new_split_N if len(np.unique(new_split_N)) == len(np.unique(split_N)) else split_N
 
 
-def _minimum_per_set(values_N: NDArray[np.int64], set_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each sample the smallest value in its set. The values are below N."""
-    minimum = np.full(int(set_N.max()) + 1, len(values_N))
-    np.minimum.at(minimum, set_N, values_N)
-    return minimum[set_N]
+def _minimum_per_unit(values_N: NDArray[np.int64], unit_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each sample the smallest value in its unit. The values are below N."""
+    minimum = np.full(int(unit_N.max()) + 1, len(values_N))
+    np.minimum.at(minimum, unit_N, values_N)
+    return minimum[unit_N]
 
 
 def label_combinations(present_NK: Tensor, min_count: int) -> Tensor:
@@ -74,10 +74,13 @@ def label_combinations(present_NK: Tensor, min_count: int) -> Tensor:
     return torch.where(counts[labels] < min_count, -1, labels)
 
 
-def hold_out_classes(labels_N: Tensor, part: float, seed: int) -> Tensor:
-    """Choose all samples of `part` of the classes: bool [N]. At least one class is chosen, and never all."""
+def hold_out_classes(labels_N: Tensor, fraction: float, seed: int) -> Tensor:
+    """Choose all samples of `fraction` of the classes: bool [N].
+
+    With a positive fraction at least one class is chosen, and at least one is left if there are two.
+    """
     classes = labels_N.unique()
-    count = min(max(1, round(part * len(classes))), len(classes) - 1) if part else 0
+    count = min(max(1, round(fraction * len(classes))), len(classes) - 1) if fraction else 0
     return torch.isin(labels_N, classes[permutation(seed, 0, len(classes))[:count]])
 
 
@@ -96,30 +99,30 @@ def assign_folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: in
     return fold_N
 
 
-def _assign_groups(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[float]) -> Tensor:
-    """A side for each sample, the same for a whole group: int64 [N].
+def _assign_groups(labels_N: Tensor, groups_N: Tensor, seed: int, fractions: list[float]) -> Tensor:
+    """The index of a split for each sample, the same for a whole group: int64 [N].
 
-    Greedy, large groups first: each group goes to the side where it reduces the shortfall most. The shortfall is
+    Greedy, large groups first: each group goes to the split where it reduces the shortfall most. The shortfall is
     counted by class, as in scikit-learn's StratifiedGroupKFold.
     """
     _, labels = labels_N.unique(return_inverse=True)
     names, groups = groups_N.unique(return_inverse=True)
     counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
     counts.index_put_((groups, labels), torch.ones(len(labels), dtype=torch.float64), accumulate=True)
-    target_counts = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
-    side_counts = torch.zeros_like(target_counts)
-    side = torch.zeros(len(names), dtype=torch.int64)
+    target_counts = torch.tensor(fractions, dtype=torch.float64)[:, None] * counts.sum(0)
+    split_counts = torch.zeros_like(target_counts)
+    split = torch.zeros(len(names), dtype=torch.int64)
     order = permutation(seed, 0, len(names))
     order = order[counts.sum(1)[order].argsort(descending=True, stable=True)]
     for group in order.tolist():
-        # The squared shortfall as a share of each class, before and after the group is added to each side.
+        # The squared shortfall as a share of each class, before and after the group is added to each split.
         total = counts.sum(0)
-        before = ((target_counts - side_counts) / total).square().sum(1)
-        after = ((target_counts - side_counts - counts[group]) / total).square().sum(1)
+        before = ((target_counts - split_counts) / total).square().sum(1)
+        after = ((target_counts - split_counts - counts[group]) / total).square().sum(1)
         change = after - before
-        # Of the sides that gain equally, take the least full one for its size.
-        fill_ratio = side_counts.sum(1) / target_counts.sum(1)
+        # Of the splits that gain equally, take the least full one for its size.
+        fill_ratio = split_counts.sum(1) / target_counts.sum(1)
         is_best = change <= change.min() + 1e-9
-        side[group] = int(torch.where(is_best, fill_ratio, torch.inf).argmin())
-        side_counts[side[group]] += counts[group]
-    return side[groups]
+        split[group] = int(torch.where(is_best, fill_ratio, torch.inf).argmin())
+        split_counts[split[group]] += counts[group]
+    return split[groups]

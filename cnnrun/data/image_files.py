@@ -57,20 +57,20 @@ Channels = Literal[1, 3]
 
 
 class ImageSettings(Spec):
-    """Conversion of pictures to the network's input."""
+    """Conversion of images to the network's input."""
 
     size: SizePair | None = None
-    """Height and width in pixels; by default those of the source, if all its pictures have the same size."""
+    """Height and width in pixels; by default those of the source, if all its images have the same size."""
     channels: Channels | None = None
     """1 for grey, 3 for colour; by default those of the source."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """For pictures of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
+    """For images of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
     crop_pct: float = Field(1.0, gt=0, le=1)
-    """The part of each side that `fit: crop` keeps: for `size: 224`, 0.875 cuts 224 pixels out of 256."""
+    """Fraction of each side that is left by `fit: crop`: 0.875 keeps 224 of 256 pixels."""
     background: int = Field(255, ge=0, le=255)
-    """The grey value (0..255) behind transparent pixels and around padded pictures."""
+    """The grey value (0..255) behind transparent pixels and around padded images."""
     min_side: int = Field(4, ge=1)
-    """The shortest side, in pixels, that a picture may have; smaller ones are refused."""
+    """The shortest side, in pixels, that an image may have; smaller ones are refused."""
     mean: list[float] | None = None
     """The mean to subtract from each channel (pixel values 0..255); by default measured on the training split."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -99,7 +99,7 @@ class DecodedImage:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file name has the suffix of an image, in any case, and is no hidden or temporary file."""
+    """Return whether a file name has the suffix of an image, in any case, and is not a hidden or temporary file."""
     return not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
@@ -123,9 +123,9 @@ def decode_image(data: bytes, channels: int, settings: ImageSettings) -> Decoded
         _check_header(image, settings)
         image.load()
         orientation = _read_orientation(image)
-        is_wide = image.mode.startswith("I;16") or _is_wide_pgm(image)
-        peak = int(np.asarray(image).max()) if is_wide else 0
-        opaque = _lay_over_background(_turn_upright(_to_eight_bits(image, is_wide), orientation), settings.background)
+        is_16_bit = image.mode.startswith("I;16") or _is_16_bit_pgm(image)
+        peak = int(np.asarray(image).max()) if is_16_bit else 0
+        opaque = _lay_over_background(_turn_upright(_to_eight_bits(image, is_16_bit), orientation), settings.background)
         converted = opaque.convert("L" if channels == 1 else "RGB")
         return DecodedImage(converted, image.format, image.mode, orientation, peak)
 
@@ -135,7 +135,7 @@ def read_image_header(data: bytes) -> tuple[HeightWidth, bool]:
     with _pillow().open(BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         has_swapped_sides = _read_orientation(image) > 4
-        is_grey = image.mode in _GREY_MODES or _is_wide_pgm(image)
+        is_grey = image.mode in _GREY_MODES or _is_16_bit_pgm(image)
         return ((width, height) if has_swapped_sides else (height, width)), is_grey
 
 
@@ -188,7 +188,7 @@ def _read_once(item: Path | str | Member, expected: tuple[int, int] | None) -> b
     if len(data) < size:
         raise ImageRefusedError(f"ends after {len(data):,} of {size:,} bytes")
     if content := _recognize_content(data):
-        raise ImageRefusedError(f"not a picture ({content})")
+        raise ImageRefusedError(f"not an image ({content})")
     return data
 
 
@@ -211,7 +211,7 @@ def image_errors(name: str) -> Iterator[None]:
     except ImageRefusedError as refused:
         raise data_error(str(refused)) from None
     except UnidentifiedImageError:
-        raise data_error(f"not a picture (accepted: {', '.join(FORMATS)})") from None
+        raise data_error(f"not an image (accepted: {', '.join(FORMATS)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise data_error(f"more than {MAX_PIXELS:,} pixels") from None
     except OSError as error:
@@ -247,8 +247,8 @@ def _check_header(image: Any, settings: ImageSettings) -> None:
     if min(image.size) < settings.min_side:
         raise ImageRefusedError(f"{size} pixels; at least {settings.min_side} a side (data.image.min_side)")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview inside
-        raise ImageRefusedError("an animation; give single pictures")
-    if image.mode not in _MODES and not _is_wide_pgm(image):
+        raise ImageRefusedError("an animation; give single images")
+    if image.mode not in _MODES and not _is_16_bit_pgm(image):
         raise ImageRefusedError(f"pixels of kind {image.mode!r} have no agreed range; save it as 8 or 16 bit")
 
 
@@ -265,14 +265,14 @@ def _turn_upright(image: Any, orientation: int) -> Any:
     return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
 
 
-def _is_wide_pgm(image: Any) -> bool:
+def _is_16_bit_pgm(image: Any) -> bool:
     """Return whether this is a 16-bit PGM, which Pillow opens as 32-bit integers 0..65535."""
     return bool(image.format == "PPM" and image.mode == "I")
 
 
-def _to_eight_bits(image: Any, is_wide: bool) -> Any:
+def _to_eight_bits(image: Any, is_16_bit: bool) -> Any:
     """Scale 16-bit grey to 8 bits. Pillow's own conversion would clip every value above 255."""
-    if not is_wide:
+    if not is_16_bit:
         return image
     return _pillow().fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
 
@@ -319,23 +319,23 @@ def compute_view(image_size: HeightWidth, size: HeightWidth, settings: ImageSett
     return View(image_size, new_width / width, new_height / height)
 
 
-def _crop_middle(image: Any, size: HeightWidth, part: float) -> Any:
-    """Resize an image so that `size` is `part` of it in the tighter direction, and crop `size` from its middle.
+def _crop_middle(image: Any, size: HeightWidth, fraction: float) -> Any:
+    """Resize an image so that `size` is `fraction` of it in the tighter direction, and crop `size` from its middle.
 
     Rounds as torchvision's Resize and CenterCrop do, so that torchvision's weights reach their published accuracy.
     """
     from PIL import Image as Pil
 
     height, width = size
-    new_height, new_width = _size_before_crop((image.height, image.width), size, part)
+    new_height, new_width = _size_before_crop((image.height, image.width), size, fraction)
     resized = image.resize((new_width, new_height), Pil.Resampling.BILINEAR)
     top, left = round((new_height - height) / 2), round((new_width - width) / 2)
     return resized.crop((left, top, left + width, top + height))
 
 
-def _size_before_crop(image_size: HeightWidth, size: HeightWidth, part: float) -> HeightWidth:
+def _size_before_crop(image_size: HeightWidth, size: HeightWidth, fraction: float) -> HeightWidth:
     """Height and width to resize an image of `image_size` to, before `size` is cropped from its middle."""
-    (height, width), (new_height, new_width) = image_size, (round(size[0] / part), round(size[1] / part))
+    (height, width), (new_height, new_width) = image_size, (round(size[0] / fraction), round(size[1] / fraction))
     if width * new_height >= height * new_width:
         new_width = max(new_width, int(new_height * width / height))
     else:

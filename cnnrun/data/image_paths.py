@@ -13,7 +13,7 @@ from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 def list_images(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the files among the paths, and the image files inside folders, sorted. Hidden files are left out.
 
-    Raises DataError at the start if a path does not exist.
+    Raises DataError before the first path if one does not exist, and for a folder without images.
     """
     missing = [f"{escape(str(path))}: no such file" for path in paths if not path.exists()]
     if missing:
@@ -29,5 +29,5 @@ def _find_images(folder: Path) -> list[Path]:
 
     images = sorted(path for path in folder.rglob("*") if is_image(path))
     if not images:
-        raise DataError(f"{escape(str(folder))}: no pictures ({SUFFIX_LIST})")
+        raise DataError(f"{escape(str(folder))}: no images ({SUFFIX_LIST})")
     return images

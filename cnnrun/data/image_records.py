@@ -17,42 +17,42 @@ from cnnrun.data.image_files import FORMAT_SUFFIXES, DecodedImage
 # the same number of false alarms).
 THUMB_SIDE = 8
 
-# `file`: hash of the file's bytes, 0 without a file; `pixels`: hash of the network's input. `height`, `width`,
-# `format`, `mode`, `orientation`: of the file. `flat`: the image has one single colour; `misnamed`: its format is not
-# the one that its name says; `peak`: the largest value of a 16-bit image, else 0. `total`, `squares`: exact
-# sums over each channel's pixels and over their squares, from which mean and deviation of any subset follow.
+# `file_hash` is 0 without a file; `pixel_hash` is of the network's input. `height`, `width`, `format`, `mode` and
+# `orientation` are the file's. `misnamed`: the format is not the one that the name says. `peak`: the largest value of a
+# 16-bit image, else 0. `pixel_sum` and `pixel_square_sum` are exact sums by channel, from which mean and deviation of
+# any subset of the images follow.
 RECORD = np.dtype(
     [
-        ("file", "<u8"),
-        ("pixels", "<u8"),
+        ("file_hash", "<u8"),
+        ("pixel_hash", "<u8"),
         ("height", "<u4"),
         ("width", "<u4"),
         ("format", "S8"),
         ("mode", "S8"),
         ("orientation", "u1"),
-        ("flat", "?"),
+        ("is_single_colour", "?"),
         ("misnamed", "?"),
         ("peak", "<u2"),
-        ("total", "<i8", (3,)),
-        ("squares", "<i8", (3,)),
-        ("thumb", "u1", (THUMB_SIDE * THUMB_SIDE,)),
+        ("pixel_sum", "<i8", (3,)),
+        ("pixel_square_sum", "<i8", (3,)),
+        ("thumbnail", "u1", (THUMB_SIDE * THUMB_SIDE,)),
     ]
 )
 
 
 def digest(data: bytes | memoryview) -> int:
-    """64 bits of BLAKE2b. Two of a million different images have equal digests in one of 40 million such data sets."""
+    """64 bits of BLAKE2b. Among a million different images, the probability of a collision is 1 in 40 million."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def fill_record(row: Any, name: str, data: bytes, decoded: DecodedImage, fitted_CHW: NDArray[np.uint8]) -> None:
     """Fill a row of RECORD for one image, except its pixel sums. `data` is empty if the image comes from no file."""
-    row["file"] = digest(data) if data else 0
-    row["pixels"] = digest(fitted_CHW.tobytes())
+    row["file_hash"] = digest(data) if data else 0
+    row["pixel_hash"] = digest(fitted_CHW.tobytes())
     row["width"], row["height"] = decoded.pillow_image.size
     row["format"], row["mode"], row["orientation"] = decoded.format, decoded.mode, decoded.orientation
     row["peak"] = decoded.peak
-    row["thumb"] = grey_thumbnail(decoded.pillow_image)
+    row["thumbnail"] = grey_thumbnail(decoded.pillow_image)
     row["misnamed"] = bool(data) and not name.lower().endswith(FORMAT_SUFFIXES[decoded.format])
 
 
@@ -65,13 +65,13 @@ def grey_thumbnail(pillow_image: Any) -> NDArray[np.uint8]:
 
 
 def fill_pixel_sums(records_N: NDArray[Any], pixels_NCHW: NDArray[np.uint8]) -> None:
-    """Fill `total`, `squares` and `flat` of RECORD rows, for many images at once."""
+    """Fill `pixel_sum`, `pixel_square_sum` and `is_single_colour` of RECORD rows, for many images at once."""
     pixels = torch.from_numpy(pixels_NCHW)
     channels, count = pixels.shape[1], pixels[0, 0].numel()
     values = pixels.float()
     total, squares = _exact_sums(values), _exact_sums(values.square_())
-    records_N["total"][:, :channels], records_N["squares"][:, :channels] = total, squares
-    records_N["flat"] = (squares * count == total.square()).all(1)
+    records_N["pixel_sum"][:, :channels], records_N["pixel_square_sum"][:, :channels] = total, squares
+    records_N["is_single_colour"] = (squares * count == total.square()).all(1)
 
 
 def _exact_sums(values_NCHW: Tensor) -> Tensor:

@@ -17,18 +17,18 @@ from cnnrun.config.messages import did_you_mean
 from cnnrun.contracts.facts import NumberStatistics
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import SourceContents, SourceSpec, Split
-from cnnrun.data.class_names import alike_names, check_class_names, questionable_numbers, quote_names
+from cnnrun.data.class_names import check_class_names, implausible_class_names, quote_names, similar_names
 from cnnrun.data.hold_out import hold_out_classes, hold_out_samples, label_combinations
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.targets import count_classes, flatten_targets, labels_or_zeros, measure_numbers, select_targets
 
-_MANY_CLASSES = 30  # this many classes or fewer are never asked about
+_MANY_CLASSES = 30  # the warning about classes with one image needs more classes than this
 
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """The contents of a source, and its splits as (source split, rows), held-out ones included."""
+    """The contents of a source, and its splits, held-out ones included, as (source split, indices of their samples)."""
 
     contents: SourceContents
     splits: dict[str, tuple[Split, Tensor]]
@@ -64,27 +64,31 @@ class SourceIndex:
         )
 
 
-def class_remarks(indexed: SourceIndex) -> list[str]:
-    """Warn of doubtful classes, a line each: names that look alike, and numbers that may mean a missing label."""
-    names = indexed.contents.classes
-    lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in alike_names(names)]
-    has_labels = "labels" in indexed.splits["train"][0].targets
-    counts = indexed.class_counts() if has_labels and not indexed.has_held_out_classes else ()
-    lines += many_classes_warning(names, counts)
-    if odd := questionable_numbers(names):
+def class_remarks(source_index: SourceIndex) -> list[str]:
+    """Warnings about doubtful class names, one line each: similar names, and numbers that may mean a missing label."""
+    names = source_index.contents.classes
+    lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in similar_names(names)]
+    has_labels = "labels" in source_index.splits["train"][0].targets
+    counts = source_index.class_counts() if has_labels and not source_index.has_held_out_classes else ()
+    if warning := many_classes_warning(counts):
+        lines.append(f"{len(names):,} {warning}")
+    if odd := implausible_class_names(names):
         lines.append(f"the classes are numbers, and {join_names(odd)} is far from the others: is it a label?")
     return lines
 
 
-def many_classes_warning(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Ask in one line about many classes of which most have a single training image; else no line."""
-    if len(names) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(names) / 2:
-        return []
-    classes = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
-    return [f"{classes}: is the label a number (task: regress), or another name for each picture?"]
+def many_classes_warning(counts: Sequence[int]) -> str | None:
+    """Warning that most of many classes have one training image, to be written after the number of classes; or None.
+
+    `counts` are the training images of each class.
+    """
+    if len(counts) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(counts) / 2:
+        return None
+    problem = f"classes for {sum(counts):,} training images, most of them with one"
+    return f"{problem}: is the label a number (task: regress), or another name for each image?"
 
 
-HOLD_OUT_KEYS = {"test": 1, "val": 2}
+HOLD_OUT_KEYS = {"test": 1, "val": 2}  # part of the seed with which each split is drawn
 
 
 def index_source(data: Data) -> SourceIndex:
@@ -94,7 +98,7 @@ def index_source(data: Data) -> SourceIndex:
     """
     source: SourceSpec = data.source
     with read_errors():
-        contents = source.read(data.split.by == "label")
+        contents = source.read(has_disjoint_classes=data.split.by == "label")
     check_class_names(contents.classes, f"data.source.{source.kind}", are_declared=source.has_declared_classes)
     splits = {name: (split, torch.arange(len(split))) for name, split in contents.splits.items()}
     parts = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in contents.splits}
@@ -137,7 +141,7 @@ def _refuse_wrong_class_names(contents: SourceContents, settings: HoldOut) -> No
     named_parts = {name: part for name in HOLD_OUT_KEYS if isinstance(part := getattr(settings, name), list)}
     for name, part in named_parts.items():
         if name in contents.splits:
-            raise DataError(f"data.split.{name}: the source says itself which pictures are {name}; remove the line")
+            raise DataError(f"data.split.{name}: the source has a {name} split of its own; remove this line")
         if unknown := [class_name for class_name in part if class_name not in classes]:
             raise DataError(f"data.split.{name}: no class {unknown[0]!r}{did_you_mean(unknown[0], list(classes))}")
     if in_both := set(named_parts.get("val", ())) & set(named_parts.get("test", ())):

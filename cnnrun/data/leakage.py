@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.contracts.source import Split
 from cnnrun.data.dataset import Dataset, Examples
@@ -38,7 +39,7 @@ def build_sample_table(dataset: Dataset) -> SampleTable:
 
 
 def _labels(examples: Examples) -> Tensor:
-    """A number for each image that its copies must share; 0 with boxes, which differ a little from person to person."""
+    """Code of each sample's targets, equal for equal targets; 0 for boxes: annotators never draw a box twice alike."""
     return (
         torch.zeros(len(examples))
         if examples.objects is not None
@@ -76,21 +77,22 @@ def apply_leakage_policy(dataset: Dataset, policy: str, has_disjoint_classes: bo
     """Apply `data.leakage` to the leaks of a data set. Raises DataError for leaks that the policy does not allow."""
     table = build_sample_table(dataset)
     if differing := find_differing_boxes(dataset, table):
-        example = " and ".join(_describe_sample(dataset, table, int(sample)) for sample in differing[0][:2])
-        note = f"{len(differing):,} picture(s) stand again with other boxes, such as {example}"
+        example = " and ".join(describe_sample(dataset, table, int(sample)) for sample in differing[0][:2])
+        images = format_count(len(differing), "image occurs", "images occur")
+        note = f"{images} more than once with different boxes, such as {example}"
         dataset = replace(dataset, notes=(note, *dataset.notes))
     leaks = find_leaks(table, has_disjoint_classes)
     if not leaks:
         classes = ", no class in two splits" if has_disjoint_classes else ""
         note = (
-            f"{len(table.split_N):,} pictures: none in two splits, none under two labels{classes} "
+            f"{format_count(len(table.split_N), 'image')}: none in two splits, none under two labels{classes} "
             "(`cnnrun data check` looks further)"
         )
         return replace(dataset, notes=(note, *dataset.notes))
     lines = _describe_leaks(dataset, table, leaks)
     if policy == "error":
         raise DataError(
-            *lines, "fix the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
+            *lines, "fix the data, leave such images out of training (data.leakage: skip), or keep them (keep)"
         )
     if policy == "keep":
         return replace(dataset, notes=(*lines, *dataset.notes))
@@ -100,13 +102,15 @@ def apply_leakage_policy(dataset: Dataset, policy: str, has_disjoint_classes: bo
 def _skip_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks, lines: list[str]) -> Dataset:
     """Leave the training samples of all leaks out.
 
-    Raises DataError with `lines` if a leak between val and test remains, or no training sample.
+    Raises DataError with `lines` if a class is in both val and test, or if no training sample is left. Other leaks
+    between val and test are only noted.
     """
     is_measured = table.split_N != table.splits.index("train")
     if in_val_and_test := [
         group for group in leaks.classes_across_splits if len(set(table.split_N[group][is_measured[group]])) > 1
     ]:
-        raise DataError(*lines, f"{len(in_val_and_test):,} class(es) are both in val and in test: fix the data")
+        classes = format_count(len(in_val_and_test), "class is", "classes are")
+        raise DataError(*lines, f"{classes} both in val and in test: fix the data")
     groups = [
         *leaks.copies_across_splits,
         *leaks.label_conflicts,
@@ -118,18 +122,19 @@ def _skip_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks, lines: list[
     is_kept = torch.ones(len(train), dtype=torch.bool)
     is_kept[torch.from_numpy(table.index_N[dropped])] = False
     if not is_kept.any():
-        raise DataError(*lines, "no training picture is left without them")
+        raise DataError(*lines, "every training image is part of a leak, so none would be left: fix the data")
     skipped = [
         {"split": "train", "picture": train.sample_name(int(table.index_N[sample])), "reason": "leakage"}
         for sample in dropped
     ]
     splits = dataset.splits | {"train": train.select(is_kept)}
-    notes = (*lines, *dataset.notes, f"{len(skipped):,} of them are left out of training (data.leakage: skip)")
+    left_out = format_count(len(skipped), "training image is", "training images are")
+    notes = (*lines, f"{left_out} left out because of this (data.leakage: skip)", *dataset.notes)
     return replace(dataset, splits=splits, skipped_samples=(*dataset.skipped_samples, *skipped), notes=notes)
 
 
-def _describe_sample(dataset: Dataset, table: SampleTable, sample: int) -> str:
-    """The file or number, split and class of a sample."""
+def describe_sample(dataset: Dataset, table: SampleTable, sample: int) -> str:
+    """Describe a sample by its file (or its index in the source), its split and its class."""
     split, index = table.locate(sample)
     examples = dataset.splits[split]
     label = int(table.label_N[sample])
@@ -142,42 +147,42 @@ def _describe_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks) -> list[
 
     def describe_pair(group: NDArray[np.int64], values_N: NDArray[np.int64]) -> str:
         second = group[values_N[group] != values_N[group[0]]][0]
-        first_name, second_name = (_describe_sample(dataset, table, int(sample)) for sample in (group[0], second))
+        first_name, second_name = (describe_sample(dataset, table, int(sample)) for sample in (group[0], second))
         return f"{first_name} and {second_name}"
 
     kinds = (
-        (leaks.copies_across_splits, table.split_N, "picture(s) in more than one split"),
-        (leaks.label_conflicts, table.label_N, "picture(s) under more than one label"),
-        (leaks.groups_across_splits, table.split_N, "group(s) in more than one split"),
-        (leaks.classes_across_splits, table.split_N, "class(es), such as people, in more than one split"),
+        (leaks.copies_across_splits, table.split_N, "image", "images", "in more than one split"),
+        (leaks.label_conflicts, table.label_N, "image", "images", "under more than one label"),
+        (leaks.groups_across_splits, table.split_N, "group", "groups", "in more than one split"),
+        (leaks.classes_across_splits, table.split_N, "class", "classes", "in more than one split"),
     )
     return [
-        f"{len(groups):,} {kind}, such as {describe_pair(groups[0], values_N)}"
-        for groups, values_N, kind in kinds
+        f"{format_count(len(groups), noun, plural)} {place}, such as {describe_pair(groups[0], values_N)}"
+        for groups, values_N, noun, plural, place in kinds
         if groups
     ]
 
 
 def move_copies_together(
-    indexed: SourceIndex, splits: dict[str, tuple[Split, Tensor]], stored: dict[int, StoredSplit]
+    source_index: SourceIndex, splits: dict[str, tuple[Split, Tensor]], stored: dict[int, StoredSplit]
 ) -> tuple[dict[str, tuple[Split, Tensor]], int]:
-    """Move all copies of an image to one side of a random division; returns the splits and the number of moved images.
+    """Move all copies of an image to one of the held-out splits; returns the splits and the number of moved images.
 
     Otherwise an image in val or test may be a copy of a training image. Only splits held out of train are changed.
     """
-    names = ["train", *sorted(indexed.held_out_splits)]
-    if len(names) < 2 or indexed.has_held_out_classes or not any(name in splits for name in names):
+    names = ["train", *sorted(source_index.held_out_splits)]
+    if len(names) < 2 or source_index.has_held_out_classes or not any(name in splits for name in names):
         return splits, 0
-    split, _ = indexed.splits["train"]
-    side_N = np.full(len(split), -1)
-    for side, name in enumerate(names):
-        side_N[indexed.splits[name][1].numpy()] = side
-    sets_N = group_copies(stored[id(split)].digests(), None if split.groups is None else split.groups.numpy())
-    together_N = keep_sets_together(side_N, sets_N, labels_or_zeros(split).numpy())
-    moved_count = int((together_N != side_N).sum())
+    split, _ = source_index.splits["train"]
+    split_N = np.full(len(split), -1)
+    for number, name in enumerate(names):
+        split_N[source_index.splits[name][1].numpy()] = number
+    units_N = group_copies(stored[id(split)].digests(), None if split.groups is None else split.groups.numpy())
+    together_N = keep_sets_together(split_N, units_N, labels_or_zeros(split).numpy())
+    moved_count = int((together_N != split_N).sum())
     if not moved_count:
         return splits, 0
     new_splits = {
-        name: (split, torch.from_numpy(np.flatnonzero(together_N == side))) for side, name in enumerate(names)
+        name: (split, torch.from_numpy(np.flatnonzero(together_N == number))) for number, name in enumerate(names)
     }
     return {name: new_splits.get(name, pair) for name, pair in splits.items()}, moved_count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cnnrun.contracts.source import Split
 from cnnrun.data.decode import processor_count, start_threads
 
 _CHUNK_BYTES, _MAX_BYTES = 1 << 20, 1 << 30
+_LINE = re.compile(rb"(?P<hash>[0-9a-fA-F]{64}) [ *](?P<name>.+)")  # `*` marks a file that was read in binary mode
 
 
 def list_unique_files(splits: Iterable[Split]) -> list[Path]:
@@ -70,10 +72,10 @@ def _read_manifest(manifest: Path) -> dict[bytes, str]:
     lines = read_bytes(manifest, DataError, _MAX_BYTES).splitlines()
     hashes = {}
     for number, line in enumerate(lines, 1):
-        digest, _, name = line.partition(b"  ")
-        if len(digest) != 64 or not name:
+        parts = _LINE.fullmatch(line)
+        if not parts:
             raise DataError(f"{escape(str(manifest))}:{number}: not a line of a manifest")
-        hashes[name] = digest.decode("ascii", "replace").lower()
+        hashes[parts["name"]] = parts["hash"].decode().lower()
     return hashes
 
 
@@ -85,6 +87,6 @@ def _hash_files(paths: list[Path]) -> list[str]:
                 hasher.update(chunk)
         return hasher.hexdigest()
 
-    with start_threads(processor_count()) as run:
-        hashes: list[str] = run(hash_file, paths)
+    with start_threads(processor_count()) as parallel_map:
+        hashes: list[str] = parallel_map(hash_file, paths)
     return hashes

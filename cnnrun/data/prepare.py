@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names, truncate_lines
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files
@@ -20,36 +21,37 @@ from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import OBJECT_COLUMNS
 from cnnrun.contracts.source import BadBox, SourceContents, Split
-from cnnrun.data.cache import Progress, images_per_block
+from cnnrun.data.cache import ProgressBar
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content_digest, list_files
 from cnnrun.data.image_files import ImageSettings
-from cnnrun.data.image_records import RECORD, channel_mean_std, fill_pixel_sums
+from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import SourceIndex, class_remarks
 from cnnrun.data.leakage import apply_leakage_policy, move_copies_together
 from cnnrun.data.settings import Data
 from cnnrun.data.storage import StoredSplit, store_split
 from cnnrun.data.targets import count_classes, measure_numbers, select_targets
 
-MOVED_NOTE = "moved within data.split, so that copies of a picture are on one side"
-_MIN_LEVELS = 64  # of 256: 16-bit images with fewer grey levels are reported
+MOVED_NOTE = "moved within data.split, so that all copies of an image are in one split"
 
 
-def build_dataset(data: Data, indexed: SourceIndex, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
+def build_dataset(
+    data: Data, source_index: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
+) -> Dataset:
     """Decode a data set, leave out what the config skips, and measure mean and deviation of the training images.
 
     With `only`, just these splits are decoded and nothing is measured: a trained network brings its own statistics.
     Raises DataError for bad samples and leaks that the config does not allow.
     """
-    refuse_bad_boxes(indexed, data.bad_boxes)
-    return finish_dataset(data, indexed, decode_splits(data, indexed, progress, only))
+    refuse_bad_boxes(source_index, data.bad_boxes)
+    return finish_dataset(data, source_index, decode_splits(data, source_index, progress, only))
 
 
 @dataclass(frozen=True)
 class DecodedSplits:
     """Decoded splits with their problems, before the policies of the config are applied.
 
-    `moved_count` images were moved to another split, to their copies.
+    `moved_count` is the number of images that were moved to the split of their copies.
     """
 
     splits: dict[str, tuple[Split, Tensor]]
@@ -60,67 +62,74 @@ class DecodedSplits:
 
 
 def decode_splits(
-    data: Data, indexed: SourceIndex, progress: Progress, only: Sequence[str] | None = None
+    data: Data, source_index: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
 ) -> DecodedSplits:
     """Decode all splits, or `only` some of them.
 
     Raises StorageError if the cache cannot be used, and UnreadableFileError for files that cannot be read now.
     """
-    shape = data.image_shape()
-    assert shape is not None, "the checks of an experiment refuse a config without an image size"
-    listings = _list_splits(data, indexed)
-    chosen = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
+    shape = _required_shape(data)
+    listings = _list_splits(data, source_index)
+    wanted = {name: pair for name, pair in source_index.splits.items() if only is None or name in only}
     stored: dict[int, StoredSplit] = {}
-    for split, _ in chosen.values():
+    for split, _ in wanted.values():
         if id(split) not in stored:
             stored[id(split)] = store_split(split, shape, data.image, data, listings[id(split)], progress)
-    splits, moved_count = move_copies_together(indexed, chosen, stored)
+    splits, moved_count = move_copies_together(source_index, wanted, stored)
     stored_by_name = {name: stored[id(split)] for name, (split, _) in splits.items()}
     return DecodedSplits(splits, stored_by_name, listings, moved_count, only is None)
 
 
-def finish_dataset(data: Data, indexed: SourceIndex, decoded: DecodedSplits) -> Dataset:
+def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits) -> Dataset:
     """Apply the config's policies to decoded splits. Raises DataError for samples that they do not allow."""
-    refuse_bad_boxes(indexed, data.bad_boxes)
-    shape = data.image_shape()
-    assert shape is not None, "the checks of an experiment refuse a config without an image size"
+    refuse_bad_boxes(source_index, data.bad_boxes)
+    shape = _required_shape(data)
     splits, skipped = _skip_bad_images(decoded.splits, decoded.stored_splits, data.bad_files)
     facts = DataFacts(
-        classes=indexed.contents.classes,
+        classes=source_index.contents.classes,
         image=shape,
-        class_counts=indexed.class_counts(),
-        counts={name: len(rows) for name, (_, rows) in splits.items()} if decoded.has_all_splits else indexed.counts,
-        fingerprint=_fingerprint(indexed.contents, decoded.file_listings),
-        class_ids=indexed.contents.class_ids,
-        numbers=indexed.numbers(),
+        class_counts=source_index.class_counts(),
+        counts={name: len(rows) for name, (_, rows) in splits.items()}
+        if decoded.has_all_splits
+        else source_index.counts,
+        fingerprint=_fingerprint(source_index.contents, decoded.file_listings),
+        class_ids=source_index.contents.class_ids,
+        numbers=source_index.numbers(),
     )
-    listings = [(name, split, decoded.file_listings[id(split)]) for name, split in indexed.contents.splits.items()]
+    listings = [(name, split, decoded.file_listings[id(split)]) for name, split in source_index.contents.splits.items()]
     dataset = Dataset(
         facts,
         _build_examples(splits, decoded.stored_splits, shape, data.image),
         decoded.stored_splits,
         tuple(skipped),
-        bad_boxes=indexed.contents.bad_boxes,
+        bad_boxes=source_index.contents.bad_boxes,
         file_listings=tuple((name, split, files) for name, split, files in listings if files is not None),
     )
     if not decoded.has_all_splits:
         return dataset
     has_disjoint_classes = data.split.by == "label"
-    moved = [f"{decoded.moved_count:,} picture(s) {MOVED_NOTE}"] if decoded.moved_count else []
-    notes = [*class_remarks(indexed), *moved, *_split_remarks(dataset, has_disjoint_classes)]
+    moved = [f"{format_count(decoded.moved_count, 'image')} {MOVED_NOTE}"] if decoded.moved_count else []
+    notes = [*class_remarks(source_index), *moved, *_split_remarks(dataset, has_disjoint_classes)]
     dataset = replace(dataset, notes=tuple(notes))
     return _add_statistics(data.image, apply_leakage_policy(dataset, data.leakage, has_disjoint_classes))
 
 
-def data_fingerprint(data: Data, indexed: SourceIndex) -> str:
+def _required_shape(data: Data) -> Shape:
+    shape = data.image_shape()
+    assert shape is not None, "the checks of an experiment refuse a config without an image size"
+    return shape
+
+
+def data_fingerprint(data: Data, source_index: SourceIndex) -> str:
     """Compute the fingerprint that `build_dataset` gives the data, without decoding it."""
-    return _fingerprint(indexed.contents, _list_splits(data, indexed))
+    return _fingerprint(source_index.contents, _list_splits(data, source_index))
 
 
-def _list_splits(data: Data, indexed: SourceIndex) -> dict[int, NDArray[np.int64] | None]:
+def _list_splits(data: Data, source_index: SourceIndex) -> dict[int, NDArray[np.int64] | None]:
     """Each source split's files with sizes and times, or hashes of their contents, by the id of the split."""
     return {
-        id(split): list_files(split, data.fingerprint == "content", data.workers) for split in indexed.source_splits()
+        id(split): list_files(split, data.fingerprint == "content", data.workers)
+        for split in source_index.source_splits()
     }
 
 
@@ -148,7 +157,10 @@ def _add_statistics(image_settings: ImageSettings, dataset: Dataset) -> Dataset:
 def _skip_bad_images(
     splits: dict[str, tuple[Split, Tensor]], stored: dict[str, StoredSplit], policy: str
 ) -> tuple[dict[str, tuple[Split, Tensor]], list[dict[str, str]]]:
-    """The splits without images that cannot be used, and a list of these. Raises DataError if `policy` is error."""
+    """Leave out the images that cannot be used; returns the splits and a list of the left out images.
+
+    Raises DataError if `policy` is error.
+    """
     skipped: list[dict[str, str]] = []
     good_splits = {}
     for name, (split, rows) in splits.items():
@@ -168,27 +180,30 @@ def _box_remarks(bad_boxes: Sequence[BadBox]) -> list[str]:
     """A line for each way to treat bad boxes (left out, cut, used as they are), with a count and an example."""
     boxes_by_treatment: dict[str, list[BadBox]] = {}
     for box in bad_boxes:
-        use = f"used all the same ({box.kind})" if "the same box" in box.kind else "cut at their pictures' edges"
-        treatment = use if box.is_used else "left out (data.bad_boxes: skip)"
+        treatment = {
+            "left out": "left out (data.bad_boxes: skip)",
+            "cut": "cut at the edges of the image",
+            "kept": f"used all the same ({box.kind})",
+        }[box.treatment]
         boxes_by_treatment.setdefault(treatment, []).append(box)
     return [
-        f"{len(boxes):,} boxes are {treatment}, such as {boxes[0].name}: {boxes[0].problem}"
+        f"{format_count(len(boxes), 'box is', 'boxes are')} {treatment}, such as {boxes[0].name}: {boxes[0].problem}"
         for treatment, boxes in boxes_by_treatment.items()
     ]
 
 
-def refuse_bad_boxes(indexed: SourceIndex, policy: str) -> None:
+def refuse_bad_boxes(source_index: SourceIndex, policy: str) -> None:
     """Raise DataError with the boxes that cannot be used, unless `policy` is to skip them."""
-    unusable = [box for box in indexed.contents.bad_boxes if not box.is_used]
+    unusable = [box for box in source_index.contents.bad_boxes if not box.is_used]
     if unusable and policy == "error":
         lines = truncate_lines([f"{box.name}: {box.problem}" for box in unusable], "boxes")
         raise DataError(*lines, "fix or remove them, or leave them out with data.bad_boxes: skip")
 
 
-def refuse_missing_files(indexed: SourceIndex, policy: str) -> None:
+def refuse_missing_files(source_index: SourceIndex, policy: str) -> None:
     """Raise DataError for missing files, with the message that decoding them would give."""
     lines: list[str] = []
-    for name, (split, rows) in indexed.splits.items():
+    for name, (split, rows) in source_index.splits.items():
         if not isinstance(split.images, Files):
             continue
         missing = [row for row in rows.tolist() if not split.images[row].exists()]
@@ -203,7 +218,7 @@ def refuse_missing_files(indexed: SourceIndex, policy: str) -> None:
 
 def _refuse_all_bad(split: str, count: int, reasons: list[str]) -> None:
     if len(reasons) == count:
-        raise DataError(f"no picture of the {split} split can be decoded; the first: {reasons[0]}")
+        raise DataError(f"no image of the {split} split can be used; the first: {reasons[0]}")
 
 
 def _refuse_bad_files(reasons: list[str]) -> None:
@@ -213,7 +228,7 @@ def _refuse_bad_files(reasons: list[str]) -> None:
 
 
 def _size_problems(split: Split, rows: Tensor, stored: StoredSplit) -> dict[int, str]:
-    """Problems of images whose size is not the one that their boxes are written for, by image number."""
+    """Problems of images whose size is not the one that their boxes are written for, by the index of the image."""
     if split.sizes is None or stored.records is None or not isinstance(split.images, Files):
         return {}
     records = stored.records()
@@ -227,16 +242,14 @@ def _size_problems(split: Split, rows: Tensor, stored: StoredSplit) -> dict[int,
 
 
 def _split_remarks(dataset: Dataset, has_disjoint_classes: bool) -> list[str]:
-    """Warn of bad boxes, missing classes, constant targets, doubtful files and skipped images, a line each."""
+    """Warnings about bad boxes, missing classes, constant targets, doubtful files and skipped images, a line each."""
     lines, classes = _box_remarks(dataset.bad_boxes), dataset.facts.classes
     for split, examples in dataset.splits.items():
         if not has_disjoint_classes and (counts := count_classes(examples.all_targets(), len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
-            sample_noun = "picture" if examples.objects is None else "object"
+            sample_noun = "image" if examples.objects is None else "object"
             lines += [f"no {sample_noun} of {join_names(missing)} in {split}"] if missing else []
-        lines += [
-            f"{name} is {value:g} in every picture of {split}" for name, value in constant_numbers(dataset, split)
-        ]
+        lines += [f"{name} is {value:g} in every image of {split}" for name, value in constant_numbers(dataset, split)]
         lines += _dark_image_remarks(dataset.stored_splits[split], examples, split)
         lines += _file_remarks(dataset.stored_splits[split], examples, split)
     return [*lines, *_skip_remarks(dataset.skipped_samples)]
@@ -254,8 +267,8 @@ def constant_numbers(dataset: Dataset, split: str) -> list[tuple[str, float]]:
 def _skip_remarks(skipped: Sequence[dict[str, str]]) -> list[str]:
     if not skipped:
         return []
-    problem = "cannot be decoded and are left out (data.bad_files: skip)"
-    return [f"{len(skipped):,} picture(s) {problem}, such as {escape(skipped[0]['reason'])}"]
+    images = format_count(len(skipped), "image cannot be used and is", "images cannot be used and are")
+    return [f"{images} left out (data.bad_files: skip), such as {escape(skipped[0]['reason'])}"]
 
 
 def _file_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[str]:
@@ -264,14 +277,15 @@ def _file_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[s
         return []
     records, lines = stored.records()[examples.rows.numpy()], []
     kinds = {
-        "are of another format than named": records["misnamed"],
-        "are of one single colour": records["flat"],
-        "have EXIF that cannot be read": records["orientation"] == 0,
+        "of another format than named": records["misnamed"],
+        "of one single colour": records["is_single_colour"],
+        "without readable EXIF": records["orientation"] == 0,
     }
     for kind, is_doubtful in kinds.items():
         if len(rows := np.flatnonzero(is_doubtful)):
             example = escape(examples.sample_name(int(rows[0])))
-            lines.append(f"{len(rows):,} file(s) of {split} {kind}, such as {example}")
+            files = format_count(len(rows), f"file of {split} is", f"files of {split} are")
+            lines.append(f"{files} {kind}, such as {example}")
     return lines
 
 
@@ -280,52 +294,22 @@ def _input_mean_std(image_settings: ImageSettings, dataset: Dataset) -> tuple[tu
     if image_settings.mean is not None and image_settings.std is not None:
         return tuple(image_settings.mean), tuple(image_settings.std)
     mean, std = training_mean_std(dataset)
-    if min(std) == 0:
-        raise DataError("every training picture has one and the same colour; there is nothing to learn from")
+    if max(std) == 0:
+        raise DataError("all training images have one and the same colour: there is nothing to learn from")
+    if image_settings.std is None and 0 in std:
+        channel = ("red", "green", "blue")[std.index(0)]
+        raise DataError(f"the {channel} channel is the same in every training image; set data.image.std for it")
     return tuple(image_settings.mean or mean), tuple(image_settings.std or std)
 
 
 def _dark_image_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[str]:
     if stored.records is None or (peak := narrow_peak(stored.records()["peak"][examples.rows.numpy()])) is None:
         return []
-    return [f"the 16-bit pictures of {split} {describe_dark_images(peak)}"]
-
-
-def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:
-    """The largest value of all 16-bit images if few grey levels are left when they are scaled to 8 bits, else None."""
-    peak = int(peak_N.max(initial=0))
-    return peak if 0 < peak < _MIN_LEVELS << 8 else None
-
-
-def describe_dark_images(peak: int) -> str:
-    """The end of a remark on 16-bit images whose largest value is `peak`."""
-    return (
-        f"have no value above {peak:,} of 65,535, which leaves {(peak >> 8) + 1} of 256 grey levels: stretch them first"
-    )
-
-
-def training_mean_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over the training images."""
-    train, stored = dataset.splits["train"], dataset.stored_splits["train"]
-    if stored.records is None:
-        total, squares = _sum_pixels(train)
-    else:
-        records, channels = stored.records()[train.rows.numpy()], train.images.shape[0]
-        total, squares = records["total"][:, :channels], records["squares"][:, :channels]
-    return channel_mean_std(total, squares, int(np.prod(train.images.shape[1:])))
-
-
-def _sum_pixels(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sums of each image's pixels and of their squares, by channel: int64 [N, C] each."""
-    records = np.zeros(len(examples), RECORD)
-    for part in torch.arange(len(examples)).split(images_per_block(int(np.prod(examples.images.shape)))):
-        fill_pixel_sums(records[part[0] : part[-1] + 1], examples.load_images(part).numpy())
-    channels = examples.images.shape[0]
-    return records["total"][:, :channels], records["squares"][:, :channels]
+    return [f"the 16-bit images of {split} {describe_dark_images(peak)}"]
 
 
 def _fingerprint(contents: SourceContents, listings: dict[int, NDArray[np.int64] | None]) -> str:
-    """A digest of the data: names, sizes and times of files, or the pixels themselves, and every target."""
+    """Compute a digest of the data: names, sizes and times of files, or the pixels themselves, and every target."""
     hasher = hashlib.sha256(repr(contents.classes + contents.number_names).encode())
     for name, split in sorted(contents.splits.items()):
         hasher.update(name.encode() + content_digest(split, listings[id(split)]))

@@ -17,9 +17,9 @@ HoldOutPart = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(m
 
 
 class HoldOut(Spec):
-    """Parts of the training pictures to hold out, stratified by label, if the source has no such split of its own.
+    """Fractions of the training images to hold out, stratified by label, for splits that the source does not have.
 
-    If the source has groups, each group stays on one side.
+    If the source has groups, each group stays in one split.
     """
 
     old_values = {"by": {"picture": "image"}}
@@ -27,12 +27,12 @@ class HoldOut(Spec):
     by: Literal["image", "label"] = "image"
     """`label` holds out whole classes, such as people who are never seen in training."""
     val: HoldOutPart = 0.1
-    """The part for choices: best checkpoint, early stop, thresholds. With `by: label`, a part of the classes, or \
-their names."""
+    """For choices (best checkpoint, early stop, thresholds): a fraction of the images that `test` leaves. With \
+`by: label`, a fraction of all classes, or their names."""
     test: HoldOutPart = 0.0
-    """The part for the final report. With `by: label`, a part of the classes, or their names."""
+    """For the final report: a fraction of the images. With `by: label`, a fraction of the classes, or their names."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of this division. It is not the run's seed, so that runs with several seeds have the same pictures."""
+    """Seed of the split. It is separate from the run's seed, so that runs with different seeds share one split."""
 
     @model_validator(mode="after")
     def _check_class_names(self) -> Self:
@@ -42,23 +42,23 @@ their names."""
 
 
 class Data(CacheSettings):
-    """The data set that the network learns from: its source, pictures, splits and checks."""
+    """The data set that the network learns from: its source, images, splits and checks."""
 
     source: Annotated[Source, Kinds()]
     image: ImageSettings = ImageSettings()
     augment: Augment = Augment()
     split: HoldOut = HoldOut()
     bad_files: Literal["error", "skip"] = "error"
-    """For files that cannot be decoded: stop and name them, or leave them out and list them in the run."""
+    """For image files that cannot be used: stop and name them, or leave them out and list them in the run."""
     bad_boxes: Literal["error", "skip"] = "error"
-    """For boxes without area, with swapped corners or outside their picture: stop and name them, or leave them out."""
+    """For boxes without area, with swapped corners or outside their image: stop and name them, or leave them out."""
     leakage: Literal["error", "skip", "keep"] = "error"
-    """For a picture or group of train that is in val or test too, and a picture with two labels: stop, leave such \
-pictures out of training, or warn and go on."""
+    """For an image or group of train that is in val or test too, and an image with two labels: stop, leave such \
+images out of training, or warn and go on."""
     fingerprint: Literal["times", "content"] = "times"
-    """Find changed files by size and time of change, or by reading all of them."""
+    """Find changed files by size and modification time, or by reading all of them."""
     prefetch: int | None = Field(None, ge=0, le=1000)
-    """Batches to read ahead while the network works; by default 2, or 0 for pictures in memory on a CPU."""
+    """Batches to read ahead while the network works; by default 2, or 0 for images in memory on a CPU."""
 
     def image_shape(self) -> Shape | None:
         """Shape (C, H, W) of the network's input, or None if neither the config nor the source has it."""

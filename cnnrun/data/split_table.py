@@ -33,7 +33,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Shares:
-    """Settings of a split table: the parts of val and test, or a number of folds; a pattern for groups; the seed."""
+    """Settings of a split table: fractions of val and test, or a number of folds; a pattern for groups; the seed."""
 
     val: float
     test: float
@@ -49,27 +49,31 @@ def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
     """
     source = data.source
     if source.target_kind is not TargetKind.LABELS:
-        raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
+        raise DataError(
+            f"{source.kind} cannot be divided into a table, which has one label for each image; use data.split"
+        )
     if data.split.by == "label":
-        raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")
-    indexed = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
-    splits = indexed.contents.splits
+        raise ConfigError(
+            "cnnrun data split cannot use data.split.by: label; remove that line, or train with the config as it is"
+        )
+    source_index = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
+    splits = source_index.contents.splits
     paths = manifest.list_unique_files(split for split in splits.values() if isinstance(split.images, Files))
     if not paths:
-        raise DataError("only sources of picture files can be divided: folder and table")
-    root, decoded = manifest.common_folder(paths), decode_splits(data, indexed, progress_bar)
+        raise DataError("only sources of image files can be divided: folder and table")
+    root, decoded = manifest.common_folder(paths), decode_splits(data, source_index, progress_bar)
     rows: list[Row] = []
     for name, split in splits.items():
         groups, group_names = _read_groups(split, shares.group_by)
         sets = _join_copies(decoded.stored_splits[name].digests(), groups)
         columns = _split_columns(name, split, sets, shares, set(splits))
-        rows += _table_rows(split, root, indexed.contents.classes, group_names, columns)
+        rows += _table_rows(split, root, source_index.contents.classes, group_names, columns)
     write_new_file(out, _format_csv(rows))
     split_columns = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
     return {
         "path": str(out),
         "root": str(root),
-        "classes": list(indexed.contents.classes),
+        "classes": list(source_index.contents.classes),
         "columns": {
             column: {name: sum(row[column] == name for row in rows) for name in ("train", "val", "test")}
             for column in split_columns
@@ -103,7 +107,9 @@ def _format_csv(rows: list[Row]) -> bytes:
 def _path_cell(path: str) -> str:
     """A path as a cell of the table. Raises DataError for a path that no table can hold."""
     if escape(path) != path:
-        raise DataError(f"{escape(path)}: a table cannot name a file with control characters or bytes that are no text")
+        raise DataError(
+            f"{escape(path)}: a table cannot name a file with control characters or bytes that are not text"
+        )
     return f"./{path}" if escape_cell(path) != path else path  # `./` keeps spreadsheets from reading a formula
 
 
@@ -124,12 +130,12 @@ def _split_columns(
     labels = split.targets["labels"]
     names_N = np.full(len(split), "train", object)
     rest = torch.arange(len(split))
-    for part, share in (("test", shares.test), ("val", 0.0 if shares.folds else shares.val)):
-        if share and part not in existing:
-            seed = derive_key(shares.seed, HOLD_OUT_KEYS[part])
+    for held_out, fraction in (("test", shares.test), ("val", 0.0 if shares.folds else shares.val)):
+        if fraction and held_out not in existing:
+            seed = derive_key(shares.seed, HOLD_OUT_KEYS[held_out])
             rest_groups = None if groups is None else groups[rest]
-            is_held_out = hold_out_samples(labels[rest], rest_groups, share, seed)
-            names_N[rest[is_held_out].numpy()] = part
+            is_held_out = hold_out_samples(labels[rest], rest_groups, fraction, seed)
+            names_N[rest[is_held_out].numpy()] = held_out
             rest = rest[~is_held_out]
     if not shares.folds:
         return {"split": names_N.tolist()}

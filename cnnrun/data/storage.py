@@ -31,9 +31,9 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import Split
 from cnnrun.data import cache
 from cnnrun.data.block_hashes import has_changed
-from cnnrun.data.cache import Progress
+from cnnrun.data.cache import ProgressBar
 from cnnrun.data.cached_split import CacheEntry
-from cnnrun.data.decode import Decoder, ThreadedMap, processor_count, start_threads
+from cnnrun.data.decode import DEFAULT_TIMEOUT, Decoder, ThreadedMap, processor_count, start_threads
 from cnnrun.data.file_listing import content_digest
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.image_records import RECORD, digest
@@ -44,7 +44,7 @@ CacheKind = Literal["auto", "disk", "memory", "none"]
 
 
 class ImageStore(Protocol):
-    """Decoded images by number."""
+    """Decoded images by index."""
 
     shape: Shape
     is_in_memory: bool  # True if `take` needs neither the disk nor a decoder
@@ -113,7 +113,7 @@ class OnDisk:
         for position, row in enumerate(rows.tolist()):
             self._reading = [row]
             if os.preadv(self._file, (pixels[position].data,), row * image_bytes) != image_bytes:
-                raise StorageError(f"{self._path}: picture {row} is cut off; `cnnrun cache clear` removes the file")
+                raise StorageError(f"{self._path}: image {row:,} is cut off; remove the file with `cnnrun cache clear`")
         self._verify(pixels, rows.numpy())
         return torch.from_numpy(pixels)
 
@@ -126,7 +126,7 @@ class OnDisk:
         if is_damaged.any():
             with contextlib.suppress(OSError):
                 self._unseal()
-            image = f"{self._path}: picture {rows[is_damaged].min():,}"
+            image = f"{self._path}: image {rows[is_damaged].min():,}"
             raise StorageError(f"{image} is damaged; start again to decode it again")
         self._is_verified[rows] = True
 
@@ -158,16 +158,16 @@ class Streamed:
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """A split's images, a function that returns their records (None if they came as pixels), and problems by image."""
+    """The decoded images of one of the source's splits."""
 
     images: ImageStore
-    records: Callable[[], NDArray[Any]] | None
-    problems: dict[int, str]
+    records: Callable[[], NDArray[Any]] | None  # returns a row of RECORD per image; None if the source gave pixels
+    problems: dict[int, str]  # why an image cannot be used, by its index
 
     def digests(self) -> NDArray[np.uint64]:
-        """A hash of each image's pixels: uint64 [M]. Each bad image has a unique number instead."""
+        """A hash of each image's pixels: uint64 [M]. Each bad image has a unique number in its place."""
         if self.records is not None:
-            digests = np.array(self.records()["pixels"])
+            digests = np.array(self.records()["pixel_hash"])
             bad_rows = np.fromiter(self.problems, np.int64, len(self.problems))
             digests[bad_rows] = bad_rows
             return digests
@@ -182,7 +182,7 @@ class StoredSplit:
 
 
 class CacheSettings(Spec):
-    """Storage of decoded pictures, and the threads that decode them."""
+    """Storage of decoded images, and the threads that decode them."""
 
     cache: CacheKind = "auto"
     """`disk`: decode once and keep for later runs; `memory`: decode in each run; `none`: decode at each use; `auto`: \
@@ -190,13 +190,13 @@ the first of these that the limits below allow."""
     cache_dir: str | None = None
     """Folder for `disk`; by default cnnrun's folder under the user's cache folder (see `cnnrun cache list`)."""
     disk_gib: float = Field(20.0, ge=0)
-    """The most that the cache folder may take, in GiB, with all its data sets."""
+    """The most that the cache folder may take on the disk, in GiB."""
     memory_gib: float = Field(4.0, ge=0)
-    """The most that decoded pictures may take in memory, in GiB."""
+    """The most that the decoded images of one split of the source may take in memory, in GiB."""
     workers: int | None = Field(None, ge=0, le=1024)
     """Threads that decode; by default one for each processor. The result does not depend on it."""
-    timeout: float = Field(120.0, gt=0)
-    """Seconds to wait for pictures that are being read, before the run ends with an error."""
+    timeout: float = Field(DEFAULT_TIMEOUT, gt=0)
+    """Seconds to wait for images that are being read, before the run ends with an error."""
 
 
 def store_split(
@@ -205,7 +205,7 @@ def store_split(
     image_settings: ImageSettings,
     settings: CacheSettings,
     listing: NDArray[np.int64] | None,
-    progress: Progress,
+    progress: ProgressBar,
 ) -> StoredSplit:
     """Store the split's images, and decode those that are not in the cache yet. Raises StorageError."""
     images = split.images
@@ -224,8 +224,8 @@ def store_split(
     full_shape = (len(decoder), *shape)
     fits_memory = int(np.prod(full_shape)) <= settings.memory_gib * 2**30
     entry = CacheEntry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits_memory)
-    with start_threads(workers, settings.timeout) as run:
-        entry.build(decoder, {"source": _source_name(split)}, run, progress)
+    with start_threads(workers, settings.timeout) as parallel_map:
+        entry.build(decoder, {"source": _source_name(split)}, parallel_map, progress)
     return StoredSplit(
         _open_images(entry, decoder, workers, settings.timeout, fits_memory), entry.open_records(), entry.problems()
     )
@@ -254,14 +254,14 @@ def is_cached(
     return CacheEntry(folder / key, len(split), shape, keep_pixels=True).is_complete()
 
 
-def _decode_to_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> StoredSplit:
+def _decode_to_memory(decoder: Decoder, workers: int, timeout: float, progress: ProgressBar) -> StoredSplit:
     pixels = np.empty((len(decoder), *decoder.shape), np.uint8)
     records = np.empty(len(decoder), RECORD)
     problems: dict[int, str] = {}
     block_count = -(-len(decoder) // cache.images_per_block(pixels[0].nbytes))
-    with start_threads(workers, timeout) as run, progress("decoding", len(decoder)) as advance:
+    with start_threads(workers, timeout) as parallel_map, progress("decoding", len(decoder)) as advance:
         for rows in np.array_split(np.arange(len(decoder)), block_count):
-            block = decoder.decode_block(rows, run)
+            block = decoder.decode_block(rows, parallel_map)
             pixels[rows], records[rows] = block.pixels, block.records
             problems |= block.problems
             advance(len(rows))
@@ -283,11 +283,11 @@ def _choose_kind(settings: CacheSettings, folder: Path | None, key: str, decoder
     if not problem:
         return "disk"
     if needed_gib <= settings.memory_gib:
-        say(f"decoded pictures are kept in memory and not for the next run: {problem}")
+        say(f"decoded images are kept in memory and not for the next run: {problem}")
         return "memory"
     if folder is None:
         raise StorageError(f"{needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}; give data.cache_dir")
-    say(f"pictures are decoded again at each use: {needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}")
+    say(f"images are decoded again at each use: {needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}")
     return "none"
 
 
@@ -319,5 +319,5 @@ def _source_name(split: Split) -> str:
 def _cache_key(split: Split, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None) -> str:
     """A digest of the files and of every setting that affects the decoded pixels."""
     pixel_settings = image_settings.model_dump(exclude={"size", "channels", "mean", "std"})
-    decoding = repr((_DECODER_VERSION, cache.FORMAT, shape, pixel_settings))
+    decoding = repr((_DECODER_VERSION, cache.FORMAT_VERSION, shape, pixel_settings))
     return hashlib.sha256(content_digest(split, listing) + decoding.encode()).hexdigest()[:32]

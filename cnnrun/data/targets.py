@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.errors import escape
 from cnnrun.contracts.facts import NumberStatistics
 from cnnrun.contracts.layer import Shape
-from cnnrun.contracts.objects import ObjectTable
+from cnnrun.contracts.objects import OBJECT, ObjectTable
 from cnnrun.contracts.source import Split
-from cnnrun.data.box_placement import place_boxes
+from cnnrun.data.box_placement import map_boxes_to_input
 from cnnrun.data.image_files import ImageSettings
 
 
@@ -22,7 +26,7 @@ def flatten_targets(targets: dict[str, Tensor], objects: ObjectTable | None) -> 
 
 
 def target_codes(targets: dict[str, Tensor], objects: ObjectTable | None, count: int) -> Tensor:
-    """A number for the targets of each of `count` samples, int64 [N]: its label, or a digest of its targets."""
+    """A code for the targets of each of `count` samples, int64 [N]: its label, or a digest of its targets."""
     if "labels" in targets:
         return targets["labels"]
     if objects is not None:
@@ -44,7 +48,7 @@ def select_targets(
     targets = {name: values[rows] for name, values in split.targets.items()}
     if split.objects is None or split.sizes is None:
         return targets, None
-    objects, views = place_boxes(split.objects.select(rows), split.sizes[rows.numpy()], shape, image_settings)
+    objects, views = map_boxes_to_input(split.objects.select(rows), split.sizes[rows.numpy()], shape, image_settings)
     return targets | {"view": views}, objects
 
 
@@ -55,7 +59,7 @@ def count_classes(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:
     if "labels" in targets:
         labels = targets["labels"]
     elif "objects" in targets:
-        labels = targets["objects"][(targets["objects"] >= 0) & (targets["roles"] == 0)]
+        labels = targets["objects"][(targets["objects"] >= 0) & (targets["roles"] == OBJECT)]
     else:
         return ()
     return tuple(torch.bincount(labels, minlength=classes).tolist())
@@ -74,3 +78,13 @@ def measure_numbers(names: Sequence[str], targets: dict[str, Tensor]) -> tuple[N
 def labels_or_zeros(split: Split) -> Tensor:
     """Each sample's label, or 0 if samples have no single label: int64 [N]."""
     return split.targets.get("labels", torch.zeros(len(split), dtype=torch.int64))
+
+
+def float32_problem(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
+    """Reason that values which differ are all equal in float32, or None. Tasks warn of values that are nearly so."""
+    exact = np.asarray(values, np.float64)
+    spread = float(np.ptp(exact))
+    if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
+        return None
+    text = f"{escape(name)} varies by {spread:.3g} around {exact.mean():.6g}"
+    return f"{text}, too finely for float32; subtract the mean from it"

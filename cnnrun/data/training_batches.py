@@ -17,7 +17,7 @@ from cnnrun.contracts.objects import OBJECT_COLUMNS, padded_width
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
-from cnnrun.data.decode import ReadTimeoutError
+from cnnrun.data.decode import DEFAULT_TIMEOUT, ReadTimeoutError
 from cnnrun.data.epoch_order import EpochOrder, uniform_order
 
 # Several successive batches are prepared together, as a chunk, so that a small network does not wait for many small
@@ -25,26 +25,26 @@ from cnnrun.data.epoch_order import EpochOrder, uniform_order
 AHEAD_BYTES = 8 << 20
 
 Targets = dict[str, Tensor]
-# (targets, partners' targets, each image's own part) -> mixed targets
+# (targets, partners' targets, weight of each image's own targets) -> mixed targets
 Blend = Callable[[Targets, Targets, Tensor], Targets]
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """The images of a batch that a rank needs: its own, micro-batch by micro-batch, and their mixing partners.
 
-    `needed_places` [n] are places in the batch. `own_places` and `partner_places` [n, P], the P partners of each needed
-    image, are places in `needed_places`.
+    `needed_indices` [n] are indices in the batch. `own_indices`, and `partner_indices` [n, P], the P partners of each
+    needed image, are indices in `needed_indices`.
     """
 
     global_size: int
     micro_sizes: tuple[int, ...]
-    needed_places: Tensor
-    own_places: Tensor
-    partner_places: Tensor
+    needed_indices: Tensor
+    own_indices: Tensor
+    partner_indices: Tensor
 
 
-def compute_share(global_size: int, micro_batch_count: int, ranks: Ranks, partner_count: int) -> Share:
+def compute_share(global_size: int, micro_batch_count: int, ranks: Ranks, partner_count: int) -> RankShare:
     """Compute a rank's share of a batch of `global_size` images in `micro_batch_count` micro-batches.
 
     Each micro-batch is divided among all ranks, so that it has the same images for any number of ranks. An image's
@@ -57,11 +57,11 @@ def compute_share(global_size: int, micro_batch_count: int, ranks: Ranks, partne
     own = torch.cat(pieces)
     own_partners = (own[:, None] + torch.arange(1, partner_count + 1)) % global_size
     needed = torch.cat([own, own_partners.flatten()]).unique() if partner_count else own
-    own_places = torch.searchsorted(needed, own)
-    partner_places = torch.arange(len(needed))[:, None].repeat(1, partner_count)
-    partner_places[own_places] = torch.searchsorted(needed, own_partners)
+    own_indices = torch.searchsorted(needed, own)
+    partner_indices = torch.arange(len(needed))[:, None].repeat(1, partner_count)
+    partner_indices[own_indices] = torch.searchsorted(needed, own_partners)
     micro_sizes = tuple(len(piece) for piece in pieces if len(piece))
-    return Share(global_size, micro_sizes, needed, own_places, partner_places)
+    return RankShare(global_size, micro_sizes, needed, own_indices, partner_indices)
 
 
 class TrainingBatches:
@@ -83,14 +83,14 @@ class TrainingBatches:
         order: EpochOrder | None = None,
         blend: Blend | None = None,
         prefetch: int = 0,
-        timeout: float = 120.0,
+        timeout: float = DEFAULT_TIMEOUT,
         micro_batch_count: int = 1,
         ranks: Ranks | None = None,
     ) -> None:
         self._examples, self._augment, self._batch, self._seed, self._device = examples, augment, batch, seed, device
         self._order, self._blend = order or uniform_order(len(examples)), blend
         self._slots, self._ranks = augment.slots(), ranks or Ranks()
-        self._micro_batch_count, self._shares = micro_batch_count, dict[int, Share]()
+        self._micro_batch_count, self._shares = micro_batch_count, dict[int, RankShare]()
         self._timeout = timeout
         self.steps_per_epoch = steps_per_epoch
         self._orders: dict[int, tuple[Tensor, Tensor]] = {}
@@ -100,7 +100,7 @@ class TrainingBatches:
         self._prefetch_chunks = -(-prefetch // self._chunk_size)
         self._reader = ThreadPoolExecutor(1, "read ahead") if prefetch else None
         self._pending: dict[int, Future[Tensor]] = {}
-        self._is_stuck = False
+        self._is_hung = False
 
     def at(self, step: int) -> Batch:
         """The batch of optimizer step `step` (from 0), on the device."""
@@ -114,37 +114,37 @@ class TrainingBatches:
         self._ready, self._pending = {}, {}
 
     def sample_indices(self, step: int) -> Tensor:
-        """The samples of a step's batch on all ranks, as numbers in their split: int64 [B]."""
+        """The samples of a step's batch on all ranks, as indices in their split: int64 [B]."""
         return self._scheduled_samples(step, step + 1)[0]
 
     def close(self) -> None:
         """End the reading thread."""
         if self._reader:
-            self._reader.shutdown(wait=not self._is_stuck, cancel_futures=True)
+            self._reader.shutdown(wait=not self._is_hung, cancel_futures=True)
 
     def _scheduled_samples(self, step: int, end: int) -> tuple[Tensor, Tensor]:
-        """The samples of the steps `step` to `end` of one epoch, and the numbers that seed their augmentation."""
+        """The samples of the steps `step` to `end` - 1 of one epoch, and the ids that seed their augmentation."""
         epoch, first = divmod(step, self.steps_per_epoch)
         if epoch not in self._orders:
             self._orders = {n: order for n, order in self._orders.items() if n == epoch - 1}
             self._orders[epoch] = self._order(self._seed, epoch)
-        chosen = slice(first * self._batch, (first + end - step) * self._batch)
-        samples, numbers = self._orders[epoch]
-        return samples[chosen], numbers[chosen]
+        epoch_slice = slice(first * self._batch, (first + end - step) * self._batch)
+        samples, augmentation_ids = self._orders[epoch]
+        return samples[epoch_slice], augmentation_ids[epoch_slice]
 
-    def _share(self, global_size: int) -> Share:
+    def _share(self, global_size: int) -> RankShare:
         if global_size not in self._shares:
             self._shares[global_size] = compute_share(
                 global_size, self._micro_batch_count, self._ranks, self._augment.partner_count
             )
         return self._shares[global_size]
 
-    def _needed_samples(self, step: int) -> tuple[Tensor, Tensor, list[Share]]:
-        """Samples and numbers that this rank needs in the chunk that begins at `step`, and its shares by step."""
-        samples, numbers = self._scheduled_samples(step, self._chunk_end(step))
-        shares = [self._share(len(part)) for part in samples.split(self._batch)]
-        places = torch.cat([share.needed_places + i * self._batch for i, share in enumerate(shares)])
-        return samples[places], numbers[places], shares
+    def _needed_samples(self, step: int) -> tuple[Tensor, Tensor, list[RankShare]]:
+        """Samples that this rank needs in the chunk that begins at `step`, their augmentation ids, and its shares."""
+        samples, augmentation_ids = self._scheduled_samples(step, self._chunk_end(step))
+        shares = [self._share(len(batch)) for batch in samples.split(self._batch)]
+        needed = torch.cat([share.needed_indices + i * self._batch for i, share in enumerate(shares)])
+        return samples[needed], augmentation_ids[needed], shares
 
     def _rows(self, step: int) -> Tensor:
         """The images of the chunk that begins at `step`. Call it in the main thread: it uses torch's threads."""
@@ -179,56 +179,47 @@ class TrainingBatches:
             if new_rows != rows:
                 rows, since = new_rows, time.monotonic()
             elif time.monotonic() - since > self._timeout:
-                self._is_stuck = True
+                self._is_hung = True
                 raise ReadTimeoutError(self._timeout, [self._examples.source.sample_name(row) for row in rows])
         try:
             return future.result()
         except ReadTimeoutError:
-            self._is_stuck = True
+            self._is_hung = True
             raise
 
     def _prepare(self, step: int) -> dict[int, Batch]:
         """The batches of the chunk that begins at `step`, by step."""
         images = self._read_chunk(step).to(self._device, non_blocking=True)
-        samples, numbers, shares = self._needed_samples(step)
+        samples, augmentation_ids, shares = self._needed_samples(step)
         draws = Draws(
-            self._seed, step // self.steps_per_epoch, numbers.to(self._device, non_blocking=True), self._slots
+            self._seed, step // self.steps_per_epoch, augmentation_ids.to(self._device, non_blocking=True), self._slots
         )
         targets = self._examples.batch_targets(samples, self._device)
         images = self._augment.apply(images, draws, targets)
         targets = self._augment.move_targets(targets, images.shape, draws)
-        sizes = [len(share.needed_places) for share in shares]
-        partner_places = _join_places([share.partner_places for share in shares], sizes)
-        widths = self._object_widths(samples, partner_places, sizes)
-        partners = partner_places.to(self._device, non_blocking=True)
+        sizes = [len(share.needed_indices) for share in shares]
+        partner_indices = _join_indices([share.partner_indices for share in shares], sizes)
+        widths = self._object_widths(samples, partner_indices, sizes)
+        images, targets = self._mix_partners(images, targets, partner_indices, draws)
+        if self._ranks.world_size > 1:  # drop the images that were needed as partners only
+            own = _join_indices([share.own_indices for share in shares], sizes)
+            device_own = own.to(self._device, non_blocking=True)
+            images, samples = images[device_own], samples[own]
+            targets = {name: values[device_own] for name, values in targets.items()}
+        return dict(enumerate(_split_into_batches(images, targets, samples, widths, shares), step))
+
+    def _mix_partners(
+        self, images: Tensor, targets: Targets, partner_indices: Tensor, draws: Draws
+    ) -> tuple[Tensor, Targets]:
+        """Make mosaics and mix images, as far as the config asks for it, with the partners `partner_indices` [n, P]."""
+        partners = partner_indices.to(self._device, non_blocking=True)
         if self._augment.mosaic:
             images, targets = self._augment.make_mosaics(images, partners, targets, draws)
         if self._augment.has_mixing and self._blend:
             partner = partners[:, 0]
-            images, part = self._augment.mix(images, partner, draws)
-            targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, part)
-        if self._ranks.world_size > 1:  # drop the images that were needed as partners only
-            own = _join_places([share.own_places for share in shares], sizes)
-            device_own = own.to(self._device, non_blocking=True)
-            images, samples = images[device_own], samples[own]
-            targets = {name: values[device_own] for name, values in targets.items()}
-            sizes = [len(share.own_places) for share in shares]
-        pieces = {name: values.split(sizes) for name, values in targets.items()}
-        return {
-            step + i: Batch(
-                images_B,
-                {
-                    name: values[i][:, : widths[i]] if name in OBJECT_COLUMNS else values[i]
-                    for name, values in pieces.items()
-                },
-                index_B,
-                share.global_size,
-                share.micro_sizes,
-            )
-            for i, (images_B, index_B, share) in enumerate(
-                zip(images.split(sizes), samples.split(sizes), shares, strict=True)
-            )
-        }
+            images, own_weight_B = self._augment.mix(images, partner, draws)
+            targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, own_weight_B)
+        return images, targets
 
     def _object_widths(self, samples: Tensor, partners: Tensor, sizes: list[int]) -> list[int]:
         """The maximum number of objects of an image in each batch, which is the width of the batch's object targets.
@@ -243,10 +234,25 @@ class TrainingBatches:
         return [padded_width(batch_counts) for batch_counts in counts.split(sizes)]
 
 
-def _join_places(places: list[Tensor], sizes: list[int]) -> Tensor:
-    """Join places within batches of these sizes to places within all the batches."""
+def _join_indices(indices: list[Tensor], sizes: list[int]) -> Tensor:
+    """Join indices within batches of these sizes to indices within all the batches."""
     starts = [0, *itertools.accumulate(sizes)]
-    return torch.cat([batch_places + start for batch_places, start in zip(places, starts, strict=False)])
+    return torch.cat([batch_indices + start for batch_indices, start in zip(indices, starts, strict=False)])
+
+
+def _split_into_batches(
+    images: Tensor, targets: Targets, samples: Tensor, widths: list[int], shares: list[RankShare]
+) -> list[Batch]:
+    """Split a chunk into its batches; the targets of objects get the width of their batch."""
+    sizes = [len(share.own_indices) for share in shares]
+    pieces = {name: values.split(sizes) for name, values in targets.items()}
+    batches = []
+    for i, (images_B, index_B) in enumerate(zip(images.split(sizes), samples.split(sizes), strict=True)):
+        targets_B = {
+            name: parts[i][:, : widths[i]] if name in OBJECT_COLUMNS else parts[i] for name, parts in pieces.items()
+        }
+        batches.append(Batch(images_B, targets_B, index_B, shares[i].global_size, shares[i].micro_sizes))
+    return batches
 
 
 def batches_in_order(

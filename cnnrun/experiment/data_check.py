@@ -42,7 +42,7 @@ def check_data(experiment: Experiment, verify: Path | None, write: Path | None) 
         raise
     report |= audit_dataset(experiment.data, dataset, progress_bar)
     if decoded.moved_count:
-        report["findings"].append(asdict(Finding("note", f"pictures {MOVED_NOTE}", decoded.moved_count, [])))
+        report["findings"].append(asdict(Finding("note", f"images {MOVED_NOTE}", decoded.moved_count, [])))
     return report | {"refused": refusal}
 
 

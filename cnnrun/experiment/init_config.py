@@ -17,7 +17,7 @@ from cnnrun.base.progress import progress_bar, say
 from cnnrun.config import yaml_reader
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.data.audit import audit_dataset
+from cnnrun.data.audit import UNUSABLE, audit_dataset
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.guess_source import guess_source
 from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
@@ -231,7 +231,7 @@ def _format_config(
     counts = [count for count in dataset.facts.class_counts if count]
     is_imbalanced = max(counts) / min(counts) > _MAX_CLASS_RATIO
     errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
-    damaged = errors.pop("cannot be decoded", None)
+    damaged = errors.pop(UNUSABLE, None)
     errors = {what: finding for what, finding in errors.items() if "without a picture" not in what}
     lines = [
         f"# Written by `cnnrun init`: {sum(findings['pictures'].values()):,} pictures, "
@@ -254,7 +254,7 @@ def _format_config(
             f"  split: {yaml_reader.dump_flow(choice.split)}    # held out of train; val chooses, test is reported"
         )
     if damaged:
-        lines.append(f"  bad_files: skip    # {damaged['count']:,} cannot be decoded; `cnnrun data check` names them")
+        lines.append(f"  bad_files: skip    # {damaged['count']:,} {UNUSABLE}; `cnnrun data check` names them")
     if errors:
         first = next(iter(errors.values()))
         lines.append(f"  leakage: skip    # {first['count']:,}: {first['what']}; training leaves them out")

@@ -69,7 +69,7 @@ def test_an_echo_of_the_first_signal_does_not_count_as_a_second(monkeypatch):
     program = (
         "import signal\n"
         "from cnnrun.base import signals\n"
-        "signals._ECHO_SECONDS = 0.0\n"
+        "signals._REPEAT_SECONDS = 0.0\n"
         "with signals.stop_on_signals():\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    signal.raise_signal(signal.SIGINT)\n"

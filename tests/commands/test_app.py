@@ -113,7 +113,7 @@ def test_predict_reports_unreadable_files_continues_and_exits_with_8(trained_run
     code, out, err = run_cli("predict", tmp_path / "b.png", good, "--run", trained_run, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 8
-    assert "not a picture" in rows[0]["error"]
+    assert "not an image" in rows[0]["error"]
     assert "label" in rows[1]
     assert "1 file(s) could not be read" in err
     code, _, err = run_cli("predict", tmp_path / "none.png", "--run", trained_run)
@@ -149,7 +149,7 @@ def test_predict_on_saved_images_agrees_with_their_labels(trained_run, tmp_path,
         (["train", "none.yaml"], 2, "none.yaml: cannot be read (No such file or directory)"),
         (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; start one with `cnnrun train CONFIG`"),
         (["eval", "--device", "gpu"], 2, "use auto, cpu, cuda or cuda:N"),
-        (["eval", "--device", "cuda:77"], 6, "CUDA device(s); use --device cpu"),
+        (["eval", "--device", "cuda:77"], 6, "CUDA devices; use --device cpu"),
     ],
 )
 def test_each_command_line_has_its_exit_code_and_text(words, code, text, run_cli, tmp_path, monkeypatch):

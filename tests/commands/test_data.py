@@ -82,22 +82,22 @@ def test_data_check_reports_everything_that_training_would_refuse(run_cli, confi
     code, found = findings(run_cli, config)
     assert code == 8
     assert {what: (each["level"], each["count"]) for what, each in found.items()} == {
-        "cannot be decoded": ("error", 1),
-        "the same picture in several splits, byte for byte": ("error", 1),
-        "the same picture in several splits, pixel for pixel": ("error", 1),
-        "the same picture under several labels": ("error", 1),
-        "nearly the same picture in several splits": ("warning", 1),
-        "the same picture again in one split, byte for byte": ("note", 1),
+        "cannot be used": ("error", 1),
+        "the same image in several splits, byte for byte": ("error", 1),
+        "the same image in several splits, pixel for pixel": ("error", 1),
+        "the same image under several labels": ("error", 1),
+        "nearly the same image in several splits": ("warning", 1),
+        "the same image again in one split, byte for byte": ("note", 1),
     }
-    pair = found["the same picture in several splits, byte for byte"]["examples"][0]
+    pair = found["the same image in several splits, byte for byte"]["examples"][0]
     assert pair == [f"{root}/train/dog/1.png (train, dog)", f"{root}/val/dog/copy.png (val, dog)"]
     code, _, err = run_cli("train", config, "--runs", root.parent / "runs")
     assert code == 8
     assert "bad.jpg: empty file" in err
     code, _, err = run_cli("train", config, "--runs", root.parent / "runs", "data.bad_files=skip")
     assert code == 8
-    assert "2 picture(s) in more than one split, such as" in err
-    assert "1 picture(s) under more than one label" in err
+    assert "2 images in more than one split, such as" in err
+    assert "1 image under more than one label" in err
     assert not (root.parent / "runs").exists()
 
 
@@ -107,7 +107,7 @@ def test_images_skipped_by_the_config_are_left_out_and_listed(run_cli, config, r
     settings = ("data.bad_files=skip", "data.leakage=skip", "train.epochs=1", "train.batch=8")
     code, _, err = run_cli("train", config, "--runs", tmp_path / "runs", *settings)
     assert code == 0, err
-    assert "left out of training (data.leakage: skip)" in err
+    assert "left out because of this (data.leakage: skip)" in err
     lines = [json.loads(line) for line in (tmp_path / "runs/c/1/skipped.jsonl").read_text().splitlines()]
     assert {(each["split"], Path(each["picture"]).name) for each in lines} == {("train", "bad.jpg"), ("train", "1.png")}
     code, found = findings(run_cli, config, *settings[:2])
@@ -120,7 +120,7 @@ def test_training_is_refused_when_skipping_leaks_leaves_no_image(run_cli, config
         (root / "val" / path.relative_to(root / "train")).write_bytes(path.read_bytes())
     code, _, err = run_cli("train", config, "data.leakage=skip", "train.batch=4", "--runs", tmp_path / "runs")
     assert code == 8
-    assert "no training picture is left without them" in err
+    assert "every training image is part of a leak, so none would be left" in err
 
 
 def test_unusual_files_are_reported(run_cli, config, root):
@@ -134,8 +134,8 @@ def test_unusual_files_are_reported(run_cli, config, root):
     code, found = findings(run_cli, config)
     assert code == 0
     assert found["files that are not what their name says"]["examples"] == [[f"{root}/train/cat/0.jpg (train, cat)"]]
-    assert found["pictures that EXIF turns"]["count"] == 1
-    assert found["pictures of one single colour"]["examples"] == [[f"{root}/train/dog/flat.png (train, dog)"]]
+    assert found["images that EXIF rotates"]["count"] == 1
+    assert found["images of one single colour"]["examples"] == [[f"{root}/train/dog/flat.png (train, dog)"]]
     assert found["file names that differ only in case or Unicode form"]["count"] == 2
 
 
@@ -143,10 +143,10 @@ def test_classes_missing_in_a_split_are_reported(run_cli, config, root):
     for path in (root / "val/dog").iterdir():
         path.unlink()
     code, found = findings(run_cli, config)
-    assert (code, found["classes without a picture in val"]["examples"]) == (0, [["dog"]])
+    assert (code, found["classes without an image in val"]["examples"]) == (0, [["dog"]])
     code, _, err = run_cli("train", config, "--runs", root / "runs", "train.epochs=1", "train.batch=8")
     assert code == 0
-    assert "no picture of dog in val" in err
+    assert "no image of dog in val" in err
 
 
 def test_a_manifest_finds_changed_missing_and_new_files(run_cli, config, root, tmp_path):
@@ -179,7 +179,7 @@ def test_data_check_covers_a_source_in_memory(run_cli, tiny):
     assert code == 0
     assert found["sizes"]["median"] == [8, 8]
     assert not any(
-        "same picture in several" in each["what"] and "nearly" not in each["what"] for each in found["findings"]
+        "same image in several" in each["what"] and "nearly" not in each["what"] for each in found["findings"]
     )
 
 
@@ -251,7 +251,7 @@ def test_a_group_in_two_splits_is_refused_as_a_leak(run_cli, picture_folder, tmp
     )
     code, _, err = run_cli("train", config, "--runs", tmp_path / "runs")
     assert code == 8
-    assert "6 group(s) in more than one split" in err
+    assert "6 groups in more than one split" in err
     code, found = findings(run_cli, config)
     assert (code, found["groups in several splits"]["count"]) == (8, 6)
 
@@ -306,7 +306,7 @@ def test_copies_of_an_image_are_in_one_split(run_cli, tmp_path):
     config.write_text(CONFIG.format(root=tmp_path / "p"))
     code, out, err = run_cli("check", config, "train.batch=2", "data.split.test=0.2")
     assert code == 0, err
-    assert "moved within data.split, so that copies of a picture are on one side" in out
+    assert "moved within data.split, so that all copies of an image are in one split" in out
     made = config_file.read_config(config, ["train.batch=2", "data.split.test=0.2"])
     data = build_dataset(made.data, index_source(made.data), progress_bar)
     sides = {}
@@ -362,7 +362,7 @@ def test_one_file_in_two_splits_is_not_reported_as_two_similar_names(run_cli, tm
         "model: [{conv: {out_channels: 4, stride: 8}}]\ntrain: {batch: 2}\n"
     )
     _, found = findings(run_cli, config)
-    assert "the same picture in several splits, byte for byte" in found
+    assert "the same image in several splits, byte for byte" in found
     assert "file names that differ only in case or Unicode form" not in found
 
 
@@ -382,14 +382,14 @@ def test_an_image_with_two_annotations_and_repeated_boxes_are_reported(run_cli, 
         "model: [{conv: {out_channels: 4, stride: 8}}]\ntrain: {batch: 2, epochs: 1}\n"
     )
     _, found = findings(run_cli, config)
-    assert found["the same picture with other boxes"]["count"] == 1
+    assert found["the same image with other boxes"]["count"] == 1
     assert found["boxes: the same box and class"]["examples"][0][0].startswith(
         f"{tmp_path}/train.json: annotation 90 of 3.png"
     )
     assert "with another class as annotation 4" in found["boxes: the same box with another class"]["examples"][0][0]
     _, _, err = run_cli("train", config, "--no-report", "--runs", tmp_path / "runs")
     for words in (
-        "picture(s) stand again with other boxes",
+        "more than once with different boxes",
         "the same box and class",
         "the same box with another class",
     ):

@@ -115,7 +115,7 @@ def test_nesting_and_expanded_size_are_bounded():
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)
     )
-    with pytest.raises(ConfigError, match="more than 50000 values"):
+    with pytest.raises(ConfigError, match="more than 50,000 values"):
         yaml_reader.parse_yaml(bomb, "f")
 
 

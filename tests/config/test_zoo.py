@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnrun.config import zoo
+from cnnrun.config import yaml_reader, zoo
 from cnnrun.model.layers.dropout import DropSample
 from cnnrun.model.network import Network, flops, materialize
 from cnnrun.model.tensor_matching import match_in_order
@@ -285,3 +285,10 @@ def test_a_small_grey_image_works_or_the_layer_that_fails_is_named(name):
     else:
         with torch.no_grad():
             assert network(torch.rand(2, 1, 28, 28) * 255).shape == (2, 10)
+
+
+def test_the_settings_of_a_zoo_network_keep_their_order():
+    keys = ["weights", *"hgfedcba"]
+    tree, _ = yaml_reader.parse_yaml(f"model: {{zoo: lenet5, {', '.join(f'{key}: 1' for key in keys)}}}", "f")
+    zoo.expand_model(tree, ())
+    assert list(tree["model"]) == ["layers", *keys]

@@ -14,7 +14,7 @@ from cnnrun.contracts.objects import ObjectTable
 from cnnrun.data.augment.geometry import draw_crop_boxes
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment, Crop
-from cnnrun.data.box_placement import place_boxes
+from cnnrun.data.box_placement import map_boxes_to_input
 from cnnrun.data.image_files import ImageSettings, compute_view, fit_image
 from cnnrun.data.training_batches import compute_share
 
@@ -179,10 +179,10 @@ def test_a_mosaics_four_images_meet_at_the_drawn_point_in_the_middle_half():
 
 def test_each_rank_loads_only_its_own_images_and_their_partners():
     whole = compute_share(10, 1, Ranks(), 3)
-    assert whole.partner_places.shape == (10, 3)
-    assert torch.equal(whole.partner_places, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
+    assert whole.partner_indices.shape == (10, 3)
+    assert torch.equal(whole.partner_indices, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
     alone = compute_share(10, 2, Ranks(), 0)
-    assert alone.partner_places.shape == (10, 0)
+    assert alone.partner_indices.shape == (10, 0)
 
 
 @given(
@@ -199,7 +199,7 @@ def test_boxes_follow_their_objects_through_fitting(height, width, tall, wide, f
     found = bright_box(torch.from_numpy(fit_image(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
     columns = {"boxes": torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), "objects": torch.tensor([0])}
     one = ObjectTable(columns, torch.tensor([0, 1]))
-    moved, _ = place_boxes(one, np.array([[height, width]]), (1, tall, wide), image)
+    moved, _ = map_boxes_to_input(one, np.array([[height, width]]), (1, tall, wide), image)
     box = moved.columns["boxes"][0].tolist()
     if found is None:
         assert (box[2] - box[0]) * (box[3] - box[1]) < 4
@@ -218,7 +218,7 @@ def test_an_object_is_kept_while_a_crop_leaves_one_pixel_of_it_per_axis():
     image = ImageSettings(size=(20, 20), channels=1, fit="crop", crop_pct=1.0)
     boxes = torch.tensor([[2.0, 3, 10.5, 15], [2, 3, 11, 15], [29.5, 3, 36, 15], [12, 3, 12.5, 15], [12, 5, 18, 9]])
     one = ObjectTable({"boxes": boxes, "objects": torch.zeros(5, dtype=torch.int64)}, torch.tensor([0, 5]))
-    moved, _ = place_boxes(one, np.array([[20, 40]]), (1, 20, 20), image)
+    moved, _ = map_boxes_to_input(one, np.array([[20, 40]]), (1, 20, 20), image)
     assert moved.columns["objects"].tolist() == [-1, 0, -1, -1, 0]
     assert moved.columns["boxes"][1].tolist() == [0, 3, 1, 15]
     assert moved.columns["boxes"][[0, 2, 3]].abs().max() == 0

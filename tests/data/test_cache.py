@@ -229,7 +229,7 @@ def test_a_file_above_the_memory_limit_is_read_in_pieces(tmp_path, picture_folde
     assert str(tmp_path / "p") not in Path("/proc/self/maps").read_text()
     assert (len(pictures), pictures.shape, len(pictures.take(rows[:0]))) == (4000, (3, 32, 32), 0)
     os.truncate(tmp_path / "p", pixels.nbytes - 1)
-    with pytest.raises(StorageError, match="picture 3999 is cut off"):
+    with pytest.raises(StorageError, match="image 3,999 is cut off"):
         pictures.take(torch.tensor([3999]))
     small = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), memory_gib=1e-9)
     assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))
@@ -301,7 +301,7 @@ def test_records_and_images_survive_a_clear_while_in_use(picture_folder, cache_f
     split = index_source(data).contents.splits["train"]
     kept = store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar)
     expected = np.array(kept.records())
-    cache.clear(cache_folder, [path.name for path in cache_folder.iterdir()])
+    cache.remove_entries(cache_folder, [path.name for path in cache_folder.iterdir()])
     assert np.array_equal(kept.records(), expected)
     assert len(kept.images.take(torch.arange(3))) == 3
 
@@ -315,3 +315,18 @@ def test_different_cache_kinds_have_separate_entries(picture_folder, cache_folde
 def test_the_disk_budget_holds_for_an_explicit_disk_cache(picture_folder, cache_folder):
     with pytest.raises(StorageError, match="would take more than data.disk_gib"):
         everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), disk_gib=1e-9))
+
+
+def test_two_beginnings_of_one_key_remove_it_once(picture_folder, cache_folder):
+    everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder)))
+    (entry,) = cache.list_entries(cache_folder)
+    cleared = cache.clear_cache(str(cache_folder), [entry["key"][:4], entry["key"]], everything=False)
+    assert (cleared["removed"], cleared["bytes"]) == ([entry["key"]], entry["bytes"])
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_a_user_without_a_cache_folder_is_told_to_name_one(monkeypatch):
+    monkeypatch.setattr(cache, "user_cache_folder", lambda: None)
+    for command in (lambda: cache.list_cache(None), lambda: cache.clear_cache(None, [], everything=True)):
+        with pytest.raises(StorageError, match=r"there is no cache folder \(HOME is not set\); give --dir"):
+            command()

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from cnnrun.base.errors import DataError
 from cnnrun.base.file_sequences import is_clutter
 from cnnrun.data.class_names import (
-    alike_names,
     check_class_names,
     clean_cell,
+    implausible_class_names,
     missing_value_problem,
     numbered_classes,
-    questionable_numbers,
     quote_names,
+    similar_names,
 )
 from cnnrun.data.image_files import SUFFIXES, is_image_name
 
@@ -42,7 +42,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_similar_names_are_quoted_distinguishably(pair):
-    assert alike_names(["dog", *pair]) == [list(pair)]
+    assert similar_names(["dog", *pair]) == [list(pair)]
     one, other = quote_names(pair)
     assert one != other
     assert all(letter.isprintable() for letter in one + other)
@@ -52,7 +52,7 @@ def test_similar_names_are_quoted_distinguishably(pair):
     "pair", [("1", "-1"), ("1", "10"), ("1.5", "15"), ("resume", "r\u00e9sum\u00e9"), ("a", "b"), ("c", "c++")]
 )
 def test_different_names_are_not_similar(pair):
-    assert alike_names(pair) == []
+    assert similar_names(pair) == []
 
 
 @given(
@@ -61,7 +61,7 @@ def test_different_names_are_not_similar(pair):
 )
 def test_a_rewritten_name_is_similar_or_equal(name, rewrite):
     other = rewrite(name)
-    groups = alike_names([name, other]) if other != name else [[name, other]]
+    groups = similar_names([name, other]) if other != name else [[name, other]]
     lossless = unicodedata.normalize("NFKC", name).casefold() == unicodedata.normalize("NFKC", other).casefold()
     assert groups or not lossless
 
@@ -112,10 +112,10 @@ def test_label_numbers_with_small_gaps_are_classes(used):
 
 
 def test_numeric_names_far_from_the_others_are_questionable():
-    assert questionable_numbers(["0", "1", "2", "255"]) == ["255"]
-    assert questionable_numbers(["-1", "0", "1"]) == ["-1"]
-    assert questionable_numbers([str(number) for number in range(100)]) == []
-    assert questionable_numbers(["0", "1", "cat", "255"]) == []
+    assert implausible_class_names(["0", "1", "2", "255"]) == ["255"]
+    assert implausible_class_names(["-1", "0", "1"]) == ["-1"]
+    assert implausible_class_names([str(number) for number in range(100)]) == []
+    assert implausible_class_names(["0", "1", "cat", "255"]) == []
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_flipped_bit_is_reported_and_changes_no_pixel(blocked_data, cache_fold
         with counted_blocks() as decoded:
             if victim == "pixels.u8" and gib == ON_DISK and not _is_of_a_bad_picture(entry, bit):
                 picture = bit // 8 // 192
-                with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is damaged"):
+                with pytest.raises(StorageError, match=f"pixels.u8: image {picture} is damaged"):
                     prepared_contents(with_memory_gib(blocked_data, gib))
                 assert not decoded
             assert prepared_contents(with_memory_gib(blocked_data, gib)) == expected
@@ -69,7 +69,7 @@ def test_a_flipped_bit_is_reported_and_changes_no_pixel(blocked_data, cache_fold
         if victim == "pixels.u8":
             block = bit // 8 // 192 // 4
             assert [numbers[0] for numbers in decoded] == [4 * block]
-            assert f"pictures {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
+            assert f"images {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
         elif victim in ("records", "progress", "problems.jsonl"):
             assert len(decoded) in (0, 1, 2)  # 0: the file still means the same; 2: a line names another image
         assert {name: (entry / name).read_bytes() for name in FILES} == written
@@ -109,7 +109,7 @@ def test_every_rank_reports_blocks_it_decodes_again(blocked_data, cache_folder, 
     flip_bit(cache_entry(cache_folder) / "pixels.u8", 0)
     monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
     prepared_contents(blocked_data)
-    assert "pictures 0 to 3 are damaged; decoding them again" in capfd.readouterr().err
+    assert "images 0 to 3 are damaged; decoding them again" in capfd.readouterr().err
 
 
 def test_an_entry_cleared_during_verification_is_decoded_again(blocked_data, cache_folder, monkeypatch):
@@ -163,14 +163,14 @@ def test_an_entry_renamed_to_another_key_is_not_used(picture_folder, cache_folde
 
 def test_entries_of_an_older_format_are_unused_but_listed_and_cleared(blocked_data, cache_folder, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(cache, "FORMAT", 1)
+        patched.setattr(cache, "FORMAT_VERSION", 1)
         prepared_contents(blocked_data)
     old = cache_entry(cache_folder)
     with counted_blocks() as decoded:
         prepared_contents(blocked_data)
     assert len(decoded) == 7
     assert old.name in [entry["key"] for entry in cache.list_entries(cache_folder)]
-    assert cache.clear(cache_folder, [old.name]) == ([old.name], [])
+    assert cache.remove_entries(cache_folder, [old.name]) == ([old.name], [])
     assert not old.exists()
 
 
@@ -204,12 +204,12 @@ def test_a_lock_made_by_another_process_during_a_clear_is_kept(blocked_data, cac
 
     def remove(self: Folder, name: str) -> None:
         real(self, name)
-        if name == cache.LOCK:
-            (entry / cache.LOCK).write_bytes(b"another's")
+        if name == cache.LOCK_FILE:
+            (entry / cache.LOCK_FILE).write_bytes(b"another's")
 
     monkeypatch.setattr(Folder, "remove", remove)
-    assert cache.clear(cache_folder, [entry.name]) == ([entry.name], [])
-    assert [path.name for path in entry.iterdir()] == [cache.LOCK]
+    assert cache.remove_entries(cache_folder, [entry.name]) == ([entry.name], [])
+    assert [path.name for path in entry.iterdir()] == [cache.LOCK_FILE]
 
 
 def test_the_chart_script_is_built_once_and_rebuilt_after_damage(tmp_path, bundles, capfd):

@@ -113,6 +113,29 @@ def test_a_dataset_of_one_colour_is_refused(tmp_path):
         prepare(folder_data(tmp_path, leakage="keep"))
 
 
+def test_a_constant_channel_is_refused_by_its_name_unless_the_config_has_its_deviation(tmp_path):
+    from PIL import Image as Pil
+
+    for seed in range(20):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels[:, :, 2] = 7
+        path = tmp_path / "ab"[seed % 2] / f"{seed}.png"
+        path.parent.mkdir(exist_ok=True)
+        Pil.fromarray(pixels).save(path)
+    with pytest.raises(DataError, match="the blue channel is the same in every training image; set data.image.std"):
+        prepare(folder_data(tmp_path))
+    data = folder_data(tmp_path)
+    image = data.image.model_copy(update={"std": [60.0, 60.0, 1.0]})
+    made = prepare(data.model_copy(update={"image": image}))
+    assert (made.facts.std, made.facts.mean[2]) == ((60.0, 60.0, 1.0), 7.0)
+
+
+def test_val_is_a_fraction_of_the_samples_that_test_leaves():
+    indexed = index_source(DATA.validate_python({"source": "digits", "split": {"val": 0.5, "test": 0.2}}))
+    assert indexed.counts["test"] == pytest.approx(0.2 * 1797, abs=10)
+    assert indexed.counts["val"] == pytest.approx(0.5 * 0.8 * 1797, abs=10)
+
+
 def test_training_copies_of_val_and_test_images_are_left_out(tmp_path):
     for split, count in (("train", 8), ("val", 3), ("test", 3)):
         for label in ("cat", "dog"):

@@ -120,5 +120,10 @@ def test_the_last_images_of_a_round_change_from_round_to_round():
 
 def test_batch_sizes_that_identities_cannot_fill_are_refused():
     assert Identities(images=4).batch_problem([5] * 8, 32) is None
-    assert Identities(images=4).batch_problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
-    assert Identities(images=4).batch_problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"
+    assert (
+        Identities(images=4).batch_problem([5] * 8, 30)
+        == "train.batch 30 is not a multiple of 4 images of each class; use 32"
+    )
+    assert Identities(images=4).batch_problem([5] * 7 + [0], 32) == (
+        "a batch needs 8 classes of 4 images, but train has 7 classes; use a smaller batch or more images of each class"
+    )

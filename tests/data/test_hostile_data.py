@@ -101,7 +101,7 @@ def test_b6_decompression_bombs_in_text_and_profile_chunks_are_refused(tmp_path)
 )
 def test_b7_other_formats_are_refused_by_content(tmp_path, name, data):
     (tmp_path / f"{name}.png").write_bytes(data)
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         load(tmp_path / f"{name}.png")
 
 
@@ -151,7 +151,7 @@ def test_b13_broken_exif_leaves_the_image_unchanged(tmp_path, exif):
 def test_b14_animations_are_refused(tmp_path, suffix):
     frames = [Pil.new("RGB", (12, 10), (i * 40, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match="animation|not a picture"):
+    with pytest.raises(DataError, match="animation|not an image"):
         load(tmp_path / f"a.{suffix}")
 
 
@@ -285,7 +285,7 @@ train: {{epochs: 2, batch: 8}}
 def test_b39_an_image_of_one_colour_is_reported(picture_folder, tmp_path, run_cli):
     Pil.new("RGB", (30, 30)).save(picture_folder / "cat" / "black.png")
     config = config_of(picture_folder, tmp_path / "c.yaml")
-    assert "warning: 1 pictures of one single colour" in run_cli("data", "check", config)[1]
+    assert "warning: 1 images of one single colour" in run_cli("data", "check", config)[1]
 
 
 def test_b15_a_webp_of_one_frame_is_an_image(tmp_path):

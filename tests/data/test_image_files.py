@@ -36,13 +36,13 @@ def write(path, data: bytes):
     ("name", "data", "words"),
     [
         ("empty.jpg", b"", "empty file"),
-        ("text.jpg", b"hello", "not a picture"),
+        ("text.jpg", b"hello", "not an image"),
         ("page.jpg", b"<!DOCTYPE html><html>404</html>", "a web page"),
         ("lfs.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         ("vast.png", png_header(20_000, 20_000), "pixels"),
         ("vaster.png", png_header(2**31 - 1, 2**31 - 1), "pixels"),
-        ("post.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        ("post.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
 )
 def test_files_that_are_not_images_are_refused_by_name(tmp_path, name, data, words):
@@ -58,7 +58,7 @@ def test_files_that_are_not_images_are_refused_by_name(tmp_path, name, data, wor
 def test_a_truncated_image_is_refused(tmp_path, suffix, kept):
     path = save_picture(tmp_path / f"p{suffix}", size=(64, 64))
     data = path.read_bytes()
-    with pytest.raises(DataError, match="cannot be decoded|not a picture"):
+    with pytest.raises(DataError, match="cannot be decoded|not an image"):
         load(write(tmp_path / f"cut{suffix}", data[: int(len(data) * kept)]))
 
 
@@ -71,7 +71,7 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixel_types_without_a_fixed_range_are_refused(tmp_path, mode):
     Pil.new(mode, (12, 10), 3).save(tmp_path / "p.tif")
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         load(tmp_path / "p.tif")
 
 

@@ -74,9 +74,9 @@ def test_a_messy_folder_gives_a_config_that_trains_well(messy_folder, tmp_path):
     assert (tried.data.bad_files, tried.data.leakage) == ("skip", "skip")
     assert tried.task.class_weights == "balanced"
     assert tried.train.monitor == "val/f1"
-    assert {each["what"]: each["count"] for each in found["findings"]}["cannot be decoded"] == 3
+    assert {each["what"]: each["count"] for each in found["findings"]}["cannot be used"] == 3
     text = (tmp_path / "c.yaml").read_text()
-    assert "# 3 cannot be decoded" in text
+    assert "# 3 cannot be used" in text
     assert "training leaves them out" in text
     torch.manual_seed(0)
     run = train_run(tried, tmp_path / "runs", torch.device("cpu"), resume=False)
@@ -115,10 +115,10 @@ def test_one_column_per_class_is_recognized_and_ambiguous_tables_are_refused(tmp
     with pytest.raises(DataError, match=r"which column is the label\? \(columns: weight\)"):
         guess_source(str(table))
     table.write_text("f,label\n" + "".join(f"no{n}.png,a\n" for n in range(8)))
-    with pytest.raises(DataError, match="none of its first pictures exists"):
+    with pytest.raises(DataError, match="none of its first image files exists"):
         guess_source(str(table))
     table.write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no column of picture files"):
+    with pytest.raises(DataError, match="no column of image files"):
         guess_source(str(table))
 
 
@@ -166,13 +166,13 @@ def test_detection_data_is_refused_with_a_description(tmp_path):
     )
     with pytest.raises(ConfigError) as refused:
         guess_source(str(tmp_path / "voc"))
-    assert "a VOC tree of 1 pictures, objects: cell 2" in refused.value.lines[0]
+    assert "a VOC tree of 1 image, objects: cell 2" in refused.value.lines[0]
     assert "nothing was written" in refused.value.lines[1]
     coco = tmp_path / "coco.json"
     coco.write_text(
         json.dumps({"images": [{}, {}], "categories": [{"id": 7, "name": "dog"}], "annotations": [{"category_id": 7}]})
     )
-    with pytest.raises(ConfigError, match="a COCO file of 2 pictures, objects: dog 1"):
+    with pytest.raises(ConfigError, match="a COCO file of 2 images, objects: dog 1"):
         guess_source(str(coco))
     coco.write_text("{")
     with pytest.raises(ConfigError, match="not COCO's"):
@@ -183,7 +183,7 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_cli("init", messy_folder, "--minutes", "0.5")
     assert code == 0
-    assert "error: 3 cannot be decoded" in out
+    assert "error: 3 cannot be used" in out
     assert "next: cnnrun train shapes.yaml" in out
     assert run_cli("check", "shapes.yaml")[0] == 0
     assert run_cli("data", "check", "shapes.yaml")[0] == 0  # the config skips the files with problems

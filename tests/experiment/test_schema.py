@@ -76,7 +76,7 @@ def test_a_wrong_override_is_reported_with_its_argument(override, words):
 def test_overrides_that_name_two_optimizers_are_refused_with_the_fix():
     (line,) = errors(TINY, "train.optimizer=sgd", "train.optimizer.adamw.lr=0.1")
     assert "found sgd, adamw; keep one" in line
-    assert "gives the whole value" in line
+    assert "give the whole value" in line
 
 
 def test_blocks_are_expanded_with_parameters_and_defaults():

@@ -211,7 +211,7 @@ def test_a_csv_of_boxes_is_complete_if_the_first_image_is_unreadable(run, scene,
     code, out, _ = run_cli("predict", scene.parent, "--run", run, "--csv", "--score", "0.05")
     assert code == 8
     first, *rest = csv.DictReader(io.StringIO(out))
-    assert "not a picture" in first["error"]
+    assert "not an image" in first["error"]
     assert rest
     assert all(row["label"] and row["width"] for row in rest)
     empty = list(csv.DictReader(io.StringIO(run_cli("predict", scene, "--run", run, "--csv", "--score", "0.99")[1])))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cnnrun.training.step import backward, update_weights
 
 from cnnrun.base.errors import DataError
 from cnnrun.data.training_batches import TrainingBatches
@@ -13,7 +14,6 @@ from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.learner import Learner
-from cnnrun.training.step import backward, update_weights
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

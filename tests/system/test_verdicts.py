@@ -46,11 +46,11 @@ def test_a_command_that_disagrees_is_noticed(command, other):
 
 def test_a_line_missing_from_one_command_is_noticed():
     fine = Verdict(lambda folder: None)
-    said = equal_answers(0, "no picture of eel in val\n", "d: 1 file left out\n")
-    said["train"] = Said(0, "", "d: 1 file left out\ndata: no picture of eel in val\n")
+    said = equal_answers(0, "no image of eel in val\n", "d: 1 file left out\n")
+    said["train"] = Said(0, "", "d: 1 file left out\ndata: no image of eel in val\n")
     assert not three_commands.disagreements(fine, said)
     assert three_commands.disagreements(fine, said | {"check": replace(said["check"], out="")})
     assert three_commands.disagreements(fine, said | {"data check": replace(said["data check"], err="")})
     assert three_commands.disagreements(
-        fine, said | {"train": replace(said["train"], err="data: no picture of eel in val\n")}
+        fine, said | {"train": replace(said["train"], err="data: no image of eel in val\n")}
     )

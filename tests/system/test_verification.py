@@ -288,8 +288,11 @@ def test_incompatible_settings_are_refused_before_data_is_read(overrides, where,
         (["data.split.val=['5']"], "the val split: verify needs pictures of two or more people"),
         (["data.split.val=0.0"], "the data has no val split"),
         (["data.split.test=['1', '2', '3', '4', '7', '8', '9']"], "verify needs two or more people"),
-        (["train.sampler.identities=7"], "train.sampler: a batch of 60 is not made of 7"),
-        (["train.sampler.identities=10"], "train.sampler: 6 classes of 10 pictures a batch; train has 5"),
+        (["train.sampler.identities=7"], "train.sampler: train.batch 60 is not a multiple of 7 images"),
+        (
+            ["train.sampler.identities=10"],
+            "train.sampler: a batch needs 6 classes of 10 images, but train has 5 classes",
+        ),
         (["task.verify.loss=triplet", "train.accumulate=5"], "each part needs 12 pictures of two classes"),
         (
             ["data.split={by: label, test: ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'], val: 0.2}"],
@@ -352,7 +355,7 @@ def test_a_test_folder_may_have_new_people_but_none_of_train(faces, tmp_path, ru
             FOLDERS.format(root=root).replace("by: label, ", "").replace("data:", "data:\n  leakage: keep"), "f.yaml"
         ).data.source.read()
     save_picture(root / "train" / "Person_8" / "new.png", seed=9999)
-    with pytest.raises(DataError, match=r"1 class\(es\), such as people, in more than one split"):
+    with pytest.raises(DataError, match=r"1 class in more than one split"):
         assemble.prepare_dataset(folders_experiment(root, "data.split.val=['Person_0', 'Person_1']"))
     kept = assemble.prepare_dataset(
         folders_experiment(root, "data.split.val=['Person_0', 'Person_1']", "data.leakage=skip")
@@ -416,7 +419,7 @@ def test_the_folds_of_an_lfw_pairs_file_are_kept(faces, tmp_path):
     path = write_pairs(tmp_path / "pairs.txt", *rows, header="2\t2\n")
     pairs = (
         folders_experiment(faces, f"data.source.folder.pairs={path}")
-        .data.source.read(True)
+        .data.source.read(has_disjoint_classes=True)
         .splits["test"]
         .targets["pairs"]
     )
@@ -429,7 +432,7 @@ def test_drawn_folds_have_pairs_of_both_kinds(faces, tmp_path):
     path = write_pairs(tmp_path / "pairs.txt", *rows)
     pairs = (
         folders_experiment(faces, f"data.source.folder.pairs={path}")
-        .data.source.read(True)
+        .data.source.read(has_disjoint_classes=True)
         .splits["test"]
         .targets["pairs"]
     )
@@ -468,10 +471,10 @@ def test_b23_mistakes_in_a_pairs_file_are_reported_by_line(faces, tmp_path, rows
     path = write_pairs(tmp_path / "pairs.txt", *rows, header=header)
     made = folders_experiment(faces, f"data.source.folder.pairs={path}")
     if not message:
-        made.data.source.read(True)
+        made.data.source.read(has_disjoint_classes=True)
         return
     with pytest.raises(DataError) as told:
-        made.data.source.read(True)
+        made.data.source.read(has_disjoint_classes=True)
     assert message in str(told.value)
 
 
@@ -479,7 +482,7 @@ def test_a_pair_number_that_matches_two_images_is_refused(faces, tmp_path):
     save_picture(faces / "Person_7" / "Person_7_0001.jpg", seed=5)
     path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
     with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 pictures 'Person_7_0001'"):
-        folders_experiment(faces, f"data.source.folder.pairs={path}").data.source.read(True)
+        folders_experiment(faces, f"data.source.folder.pairs={path}").data.source.read(has_disjoint_classes=True)
 
 
 def test_a_pairs_file_is_refused_for_classification(faces, tmp_path):
@@ -503,7 +506,7 @@ def test_data_split_refuses_a_config_that_holds_out_whole_classes(faces, tmp_pat
     path = tmp_path / "f.yaml"
     path.write_text(FOLDERS.format(root=faces))
     code, _, err = run_cli("data", "split", path, "--out", tmp_path / "t.csv")
-    assert (code, "whole classes are held out by the config" in err) == (2, True)
+    assert (code, "cannot use data.split.by: label; remove that line" in err) == (2, True)
 
 
 def test_held_out_classes_are_refused_if_the_source_defines_the_test_split(faces, tmp_path):
@@ -511,7 +514,7 @@ def test_held_out_classes_are_refused_if_the_source_defines_the_test_split(faces
     made = folders_experiment(
         faces, f"data.source.folder.pairs={path}", "data.split={by: label, val: 0.3, test: [Person_1]}"
     )
-    with pytest.raises(DataError, match=r"data.split.test: the source says itself which pictures are test"):
+    with pytest.raises(DataError, match=r"data.split.test: the source has a test split of its own; remove this line"):
         index_source(made.data)
 
 
@@ -520,7 +523,9 @@ def test_b24_pickled_pairs_are_refused(faces, tmp_path):
 
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps(([b"\xff\xd8"], [True])))
     with pytest.raises(DataError, match="not text"):
-        folders_experiment(faces, f"data.source.folder.pairs={tmp_path / 'lfw.bin'}").data.source.read(True)
+        folders_experiment(faces, f"data.source.folder.pairs={tmp_path / 'lfw.bin'}").data.source.read(
+            has_disjoint_classes=True
+        )
 
 
 def test_a_table_may_have_new_people_in_val_and_test(faces, tmp_path):

@@ -62,14 +62,14 @@ def newest_checkpoint(root: Path) -> checkpoints.Checkpoint:
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 6), st.sampled_from([0, 1, 3]))
 def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners):
     shares = [compute_share(whole, parts, SilentRank(rank, size), partners) for rank in range(size)]
-    assert sorted(torch.cat([each.needed_places[each.own_places] for each in shares]).tolist()) == list(range(whole))
+    assert sorted(torch.cat([each.needed_indices[each.own_indices] for each in shares]).tolist()) == list(range(whole))
     for each in shares:
-        assert sum(each.micro_sizes) == len(each.own_places)
-        places = each.needed_places[each.own_places]
+        assert sum(each.micro_sizes) == len(each.own_indices)
+        places = each.needed_indices[each.own_indices]
         expected = (places[:, None] + torch.arange(1, partners + 1)) % whole
-        assert torch.equal(each.needed_places[each.partner_places[each.own_places]], expected)
+        assert torch.equal(each.needed_indices[each.partner_indices[each.own_indices]], expected)
     if size == 1:
-        assert torch.equal(shares[0].needed_places, torch.arange(whole))
+        assert torch.equal(shares[0].needed_indices, torch.arange(whole))
 
 
 @pytest.mark.parametrize("augment", ["{shift: 0.2, flip: horizontal}", "{rotate: 9, mixup: 0.4, cutmix: 0.6}"])

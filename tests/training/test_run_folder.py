@@ -332,12 +332,12 @@ def test_clearing_a_cache_leaves_a_valid_lock_to_a_waiting_process(tmp_path, mon
         while True:
             folder.mkdir(exist_ok=True)
             try:
-                with locks.hold_lock(folder / cache.LOCK, noted):
-                    return "held" if (folder / cache.LOCK).stat().st_nlink else "held a lock that nobody sees"
+                with locks.hold_lock(folder / cache.LOCK_FILE, noted):
+                    return "held" if (folder / cache.LOCK_FILE).stat().st_nlink else "held a lock that nobody sees"
             except FileNotFoundError:
                 continue
 
-    with locks.hold_lock(folder / cache.LOCK):
+    with locks.hold_lock(folder / cache.LOCK_FILE):
         pid, pipe = fork(waiting)
         while not (tmp_path / "waiting").exists():
             time.sleep(0.01)

@@ -6,7 +6,6 @@ of its top-level layers with weights has a name, for `until`, `train.freeze` and
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,19 +14,19 @@ from pathlib import Path
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config import blocks, yaml_reader
-from cnnrun.config.messages import did_you_mean, format_value
+from cnnrun.config.messages import did_you_mean, format_value, nearest_suggestion
 from cnnrun.config.tree import INVALID, Map, Position, Problem, Seq
 
 __all__ = []
 
 
 FOLDER = Path(__file__).parent
-_FIGURES_LINE = re.compile(r"# ([\d,]+) parameters, ([\d.]+) GMACs at (\d+)x(\d+)x(\d+) with (\d+) classes\.")
+_SIZES_LINE = re.compile(r"# ([\d,]+) parameters, ([\d.]+) GMACs at (\d+)x(\d+)x(\d+) with (\d+) classes\.")
 
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A network of the zoo as the head of its file describes it; `macs` is the multiply-adds for one image."""
+    """A network of the zoo as the comment at the top of its file describes it; `macs` are multiply-adds per image."""
 
     name: str
     paper: str
@@ -51,12 +50,12 @@ def network_yaml(name: str) -> str:
 
 @cache
 def read_entry(name: str) -> ZooEntry:
-    """Read the head of a network's file, which tests compare with the built network. Raises ConfigError."""
+    """Read the comment of a network's file, which tests compare with the built network. Raises ConfigError."""
     text = network_yaml(name)
-    figures = _FIGURES_LINE.search(text)
-    assert figures, f"{name}: the head has no figures"
-    parameters, gmacs, *image, classes = figures.groups()
-    paper = " ".join(line.lstrip("# ") for line in text[: figures.start()].splitlines())
+    sizes = _SIZES_LINE.search(text)
+    assert sizes, f"{name}: the file's comment has no line of parameters and GMACs"
+    parameters, gmacs, *image, classes = sizes.groups()
+    paper = " ".join(line.lstrip("# ") for line in text[: sizes.start()].splitlines())
     channels, height, width = map(int, image)
     shape = (channels, height, width)
     return ZooEntry(name, paper, int(parameters.replace(",", "")), float(gmacs) * 1e9, shape, int(classes))
@@ -107,17 +106,18 @@ def _join_layers(model: Map, zoo_layers: Seq, position: Position) -> tuple[Map, 
         until = None
     layers = Seq()
     for index in range((index_by_name[until] if until else len(zoo_layers) - 1) + 1):
-        layers.put(zoo_layers[index], zoo_layers.positions[index])
+        layers.append_at(zoo_layers[index], zoo_layers.positions[index])
     if isinstance(own_layers, Seq):
         for layer, layer_position in zip(own_layers, own_layers.positions, strict=True):
-            layers.put(layer, layer_position)
+            layers.append_at(layer, layer_position)
         section = _layers_map(layers, position)
     else:  # validation will report that it is not a list
         section = _layers_map(own_layers, model.positions["layers"])
-    if model.get("weights") is not None and (until or own_layers):
+    if model.get("weights") is not None and (until or own_layers):  # up to this layer pretrained weights are loaded
         section.put("until", until or list(index_by_name)[-1], position, position)
-    for key in model.keys() - {"zoo", "until", "layers"}:
-        section.put(key, model[key], model.key_positions[key], model.positions[key])
+    for key in model:
+        if key not in ("zoo", "until", "layers"):
+            section.put(key, model[key], model.key_positions[key], model.positions[key])
     return section, problems
 
 
@@ -151,5 +151,4 @@ def _layer_name(layer: object) -> str | None:
 
 
 def _zoo_suggestion(name: object) -> str:
-    matches = difflib.get_close_matches(str(name), network_names(), n=1)
-    return (f"; did you mean {matches[0]!r}?" if matches else "") + " (`cnnrun zoo list` shows them)"
+    return f"{nearest_suggestion(name, network_names())} (`cnnrun zoo list` shows them)"

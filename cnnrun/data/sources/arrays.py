@@ -21,7 +21,8 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import TargetKind
-from cnnrun.data.class_names import float32_problem, numbered_classes
+from cnnrun.data.class_names import numbered_classes
+from cnnrun.data.targets import float32_problem
 
 # The array names that Keras, MedMNIST and most others use for each split: images, labels.
 _COMMON_NAMES = {
@@ -69,7 +70,7 @@ train_images and train_labels, images and labels, x and y)."""
             return TargetKind.LABEL_SETS
         return TargetKind.NUMBERS if self.numbers else TargetKind.LABELS
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         path = Path(self.path)
         if not path.is_file():
             raise DataError(f"{escape(str(path))}: no such file")

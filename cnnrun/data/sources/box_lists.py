@@ -18,12 +18,14 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.objects import OBJECT, ObjectTable
-from cnnrun.contracts.source import BadBox, SourceContents, SourceSpec, Split
+from cnnrun.contracts.source import BadBox, BoxTreatment, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import TargetKind
 
 _ROUNDING_PX = 1.0  # a box may reach this far out of its image without being reported
 _MAX_OBJECTS = 10_000  # in one image
 _TARGET_KINDS = {"boxes": TargetKind.BOXES, "counts": TargetKind.NUMBERS, "presence": TargetKind.LABEL_SETS}
+
+BoxProblem = tuple[str, str, BoxTreatment]  # kind, details, treatment: see BadBox
 
 
 class BoxSource(SourceSpec):
@@ -37,7 +39,7 @@ shows (for `multilabel`)."""
     def target_kind(self) -> TargetKind:
         return _TARGET_KINDS[self.give]
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         contents = self.read_boxes()
         if self.give == "boxes":
             return contents
@@ -100,13 +102,13 @@ def build_split(name: str, images: Sequence[AnnotatedImage], origin: str) -> tup
     for image in images:
         boxes, first_of_corners = list[Box](), dict[tuple[float, ...], Box]()
         for box in image.boxes:
-            problem, is_used = _box_problem(box, image.size)
-            if is_used and (repeat := _repeat_problem(box, first_of_corners.setdefault(box.corners, box))):
-                problem = repeat
-            if problem:
-                bad_boxes.append(BadBox(name, escape(f"{image.where}: {box.id}"), problem, is_used))
+            problem = _box_problem(box, image.size)
+            is_used = problem is None or problem[2] != "left out"
             if is_used:
+                problem = _repeat_problem(box, first_of_corners.setdefault(box.corners, box)) or problem
                 boxes.append(box)
+            if problem:
+                bad_boxes.append(BadBox(name, escape(f"{image.where}: {box.id}"), *problem))
         if len(boxes) > _MAX_OBJECTS:
             raise DataError(f"{escape(image.where)}: {len(boxes):,} objects in one picture; at most {_MAX_OBJECTS:,}")
         boxes_by_image.append(boxes)
@@ -134,29 +136,29 @@ def build_object_table(boxes_by_image: Sequence[Sequence[Box]], sizes_N2: np.nda
     return ObjectTable({name: torch.from_numpy(values) for name, values in columns.items()}, ends)
 
 
-def _repeat_problem(box: Box, first: Box) -> str | None:
-    """Message about a box whose corners its image had before; None if `box` is the first with these corners."""
+def _repeat_problem(box: Box, first: Box) -> BoxProblem | None:
+    """Problem of a box whose corners its image had before; None if `box` is the first with these corners."""
     if first is box:
         return None
-    return f"the same box {'and' if first.label == box.label else 'with another'} class as {first.id}"
+    return f"the same box {'and' if first.label == box.label else 'with another'} class", f"as {first.id}", "kept"
 
 
-def _box_problem(box: Box, size: HeightWidth) -> tuple[str | None, bool]:
-    """Problem of a box, or None; and True if the part of it inside the image can be used."""
+def _box_problem(box: Box, size: HeightWidth) -> BoxProblem | None:
+    """Problem of a box on its own, or None."""
     x1, y1, x2, y2 = box.corners
     height, width = size
     written = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not all(map(math.isfinite, box.corners)):
-        return f"a box with a coordinate that is not finite {written}", False
+        return "a box with a coordinate that is not finite", written, "left out"
     if x2 < x1 or y2 < y1:
-        return f"a box with its corners swapped, or of negative size {written}", False
+        return "a box with its corners swapped, or of negative size", written, "left out"
     if x2 == x1 or y2 == y1:
-        return f"a box of no area {written}", False
+        return "a box of no area", written, "left out"
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        return f"a box outside its picture of {width}x{height} {written}", False
+        return "a box outside its image", f"of {width}x{height} {written}", "left out"
     if min(x1, y1) < -_ROUNDING_PX or x2 > width + _ROUNDING_PX or y2 > height + _ROUNDING_PX:
-        return f"a box that reaches out of its picture of {width}x{height} {written}", True
-    return None, True
+        return "a box that reaches out of its image", f"of {width}x{height} {written}", "cut"
+    return None
 
 
 def _iterate_boxes(images: Sequence[AnnotatedImage]) -> Iterator[tuple[AnnotatedImage, Box]]:

@@ -14,7 +14,7 @@ class Digits(SourceSpec):
     kind = "digits"
     image = (1, 8, 8)
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         images, labels = read_digits()
         targets = {"labels": torch.from_numpy(labels)}
         return SourceContents(tuple("0123456789"), {"train": Split(images[..., None], targets, "digits")})

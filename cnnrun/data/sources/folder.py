@@ -40,7 +40,7 @@ class Folder(SourceSpec):
     def has_pairs(self) -> bool:
         return self.pairs is not None
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder")
@@ -53,11 +53,13 @@ class Folder(SourceSpec):
         folders = folders or {"train": root}
         for folder in folders.values():
             _say_unread(folder, pairs, "classes")
-        class_folders = folders.values() if apart else [folders["train"]]
+        class_folders = folders.values() if has_disjoint_classes else [folders["train"]]
         classes = self.classes or sorted({name for folder in class_folders for name in _class_names(folder)})
         if len(classes) < 2:
             raise DataError(f"{folders['train']}: needs a folder for each of two or more classes; has {len(classes)}")
-        splits = {name: _read_split(folder, classes, root, name, apart) for name, folder in folders.items()}
+        splits = {
+            name: _read_split(folder, classes, root, name, has_disjoint_classes) for name, folder in folders.items()
+        }
         if self.pairs is not None:
             splits = _add_pairs(splits, classes, Path(self.pairs))
         return SourceContents(tuple(classes), splits)
@@ -115,11 +117,11 @@ def _select(split: Split, mask: Tensor) -> Split:
     return replace(split, images=files, targets={name: values[mask] for name, values in split.targets.items()})
 
 
-def _read_split(folder: Path, classes: list[str], root: Path, split: str, apart: bool) -> Split:
+def _read_split(folder: Path, classes: list[str], root: Path, split: str, has_disjoint_classes: bool) -> Split:
     """List the images of a split, class by class.
 
-    Raises DataError for an unknown class folder, and for a class without images in train. With `apart`, a class that
-    has no folder in train is allowed: it may be in another split.
+    Raises DataError for an unknown class folder, and for a class without images in train. With `has_disjoint_classes`,
+    a class that has no folder in train is allowed: it may be in another split.
     """
     loose = [entry.name for entry in folder.iterdir() if entry.is_file() and is_image_name(entry.name)]
     if loose:
@@ -132,7 +134,7 @@ def _read_split(folder: Path, classes: list[str], root: Path, split: str, apart:
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = _image_paths(folder / name, root)
-        if not files and split == "train" and not (apart and not (folder / name).exists()):
+        if not files and split == "train" and not (has_disjoint_classes and not (folder / name).exists()):
             raise DataError(f"{folder / name}: no pictures ({SUFFIX_LIST}) for this class")
         paths += files
         labels += [label] * len(files)

@@ -36,7 +36,7 @@ class Idx(SourceSpec):
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default Fashion-MNIST's if the folder has its name, else the numbers."""
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         folder = self._find_folder()
         splits = {
             split: _read_split(folder, prefix)

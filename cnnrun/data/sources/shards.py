@@ -65,12 +65,12 @@ class Shards(SourceSpec):
     copies: str | None = None
     """The folder for copies of remote shards; by default cnnrun's folder under the user's cache folder."""
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         samples = {
             split: self._list_samples(urls) for split in ("train", "val", "test") if (urls := getattr(self, split))
         }
         all_labels = [label for _, labels in samples.values() for label in labels]
-        classes = self.classes or sorted_classes(all_labels if apart else samples["train"][1])
+        classes = self.classes or sorted_classes(all_labels if has_disjoint_classes else samples["train"][1])
         if not self.classes:
             refuse_problems(
                 f"{members[i]}: its label {escape(label)!r} {problem}"

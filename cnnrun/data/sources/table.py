@@ -19,9 +19,10 @@ from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import TargetKind
-from cnnrun.data.class_names import clean_cell, float32_problem, missing_value_problem, sorted_classes
+from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
+from cnnrun.data.targets import float32_problem
 
 _MAX_NUMBER = 1e30
 _BOOLEANS = {"true": True, "false": False}  # in any case, as pandas writes them
@@ -79,7 +80,7 @@ one for each class."""
             return TargetKind.LABEL_SETS
         return TargetKind.NUMBERS if self.numbers else TargetKind.LABELS
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         path = Path(self.path)
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
@@ -101,7 +102,8 @@ one for each class."""
         refuse_problems(_missing_value_problems(rows, [*name_columns, *([group] if group else [])]))
         split_of_row = _row_splits(rows, split)
         self._say_unread(rows, split, group)
-        classes, targets = self._read_targets(rows, columns, [apart or name == "train" for name in split_of_row])
+        has_classes = [has_disjoint_classes or name == "train" for name in split_of_row]
+        classes, targets = self._read_targets(rows, columns, has_classes)
         paths = rows.columns[self.image_column]
         groups = _number_groups(rows.columns[group]) if group else None
         splits = {}

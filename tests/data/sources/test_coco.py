@@ -112,7 +112,7 @@ def test_invalid_coco_files_are_refused(write, data, words):
 
 @pytest.mark.parametrize(
     ("box", "words"),
-    [([5, 5, 0, 4], "no area"), ([5, 5, -2, 4], "negative size"), ([50, 5, 4, 4], "outside its picture")],
+    [([5, 5, 0, 4], "no area"), ([5, 5, -2, 4], "negative size"), ([50, 5, 4, 4], "outside its image")],
 )
 def test_bad_boxes_are_named_with_annotation_and_image(write, box, words):
     data = content()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cnnrun.base.errors import DataError
 from cnnrun.base.user_paths import path_checker
-from cnnrun.data.class_names import float32_problem, sorted_classes
+from cnnrun.data.class_names import sorted_classes
 from cnnrun.data.sources.table import Table
+from cnnrun.data.targets import float32_problem
 from tests.support.images import save_picture
 
 

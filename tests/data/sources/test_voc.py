@@ -172,9 +172,9 @@ def test_a_missing_size_is_read_from_the_image(tmp_path):
     [
         ((5, 5, 5, 9), r"a box of no area \(5, 5, 5, 9\)", False),
         ((9, 5, 5, 9), "corners swapped", False),
-        ((41, 5, 50, 9), "outside its picture of 40x30", False),
+        ((41, 5, 50, 9), "outside its image of 40x30", False),
         (("nan", 5, 9, 9), "that is not finite", False),
-        ((30, 5, 45, 9), "reaches out of its picture of 40x30", True),
+        ((30, 5, 45, 9), "reaches out of its image of 40x30", True),
     ],
 )
 def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
@@ -188,7 +188,7 @@ def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
     assert re.search(words, bad.problem)
     assert bad.is_used is kept
     if kept:
-        assert any("are cut at their pictures' edges" in note for note in prepare(tmp_path).notes)
+        assert any("are cut at the edges of their images" in note for note in prepare(tmp_path).notes)
         return
     with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
         prepare(tmp_path)

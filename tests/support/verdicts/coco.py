@@ -127,11 +127,11 @@ INPUTS = {
     "bbox of no area, skipped": Verdict(
         coco(lambda data: data["annotations"][3].update(bbox=[4, 4, 0, 8]), bad_boxes="skip"),
         0,
-        "1 boxes are left out",
+        "1 box is left out",
         finding="a box of no area",
     ),
     "bbox that reaches out": Verdict(
-        change_one(bbox=[18, 4, 10, 8]), 0, "are cut at their pictures' edges", finding="reaches out of its picture"
+        change_one(bbox=[18, 4, 10, 8]), 0, "cut at the edges of the image", finding="reaches out of its image"
     ),
     "category unknown": Verdict(change_one(category_id=7), 8, "of category 7, which is not there"),
     "category_id as text": Verdict(change_one(category_id="1"), 8, "its category_id is the text '1'"),

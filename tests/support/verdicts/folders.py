@@ -145,8 +145,8 @@ FOLDERS = {
     "folder: a class in train alone": Verdict(
         split_folder(lambda root: [path.unlink() for path in (root / "val" / "eel").iterdir()]),
         0,
-        "no picture of eel in val",
-        finding="classes without a picture in val",
+        "no image of eel in val",
+        finding="classes without an image in val",
     ),
     "folder: a third split called holdout": Verdict(
         split_folder(lambda root: save_square(root / "holdout" / "cat" / "0.png", 999)), 0, "holdout"
@@ -171,14 +171,14 @@ FOLDERS = {
         folder(source="{folder: .}", more=lambda root: None, classes=CLASSES), 8, "two or more classes; has 1"
     ),
     "pictures: damaged": Verdict(folder(cut_image), 8, "cat/3.png"),
-    "pictures: damaged, skipped": Verdict(folder(cut_image, bad_files="skip"), 0, "cannot be decoded"),
+    "pictures: damaged, skipped": Verdict(folder(cut_image, bad_files="skip"), 0, "cannot be used"),
     "pictures: of no bytes": Verdict(folder(write("cat/3.png", b"")), 8, "empty file"),
     "pictures: a web page": Verdict(folder(write("cat/3.png", b"<!DOCTYPE html>")), 8, "a web page"),
     "pictures: a Git LFS pointer": Verdict(
         folder(write("cat/3.png", b"version https://git-lfs.github.com/spec/v1\n")), 8, "git lfs pull"
     ),
     "pictures: animated": Verdict(folder(add_animation), 8, "an animation"),
-    "pictures: a GIF called .png": Verdict(folder(add_renamed_gif), 8, "not a picture"),
+    "pictures: a GIF called .png": Verdict(folder(add_renamed_gif), 8, "not an image"),
     "pictures: a JPEG called .png": Verdict(
         folder(jpeg_named_png), 0, "of another format than named", finding="files that are not what their name says"
     ),
@@ -190,7 +190,7 @@ FOLDERS = {
         folder(lambda root: save_square(root / "cat" / "3.png", 3, (2, 2))), 8, "image.min_side"
     ),
     "copies: twice in one class": Verdict(
-        folder(copy("cat/0.png", "cat/9.png")), 0, "the same picture again", ("data check",)
+        folder(copy("cat/0.png", "cat/9.png")), 0, "the same image again", ("data check",)
     ),
     "copies: under two labels": Verdict(folder(copy("cat/0.png", "dog/9.png")), 8, "under more than one label"),
     "copies: under two labels, kept": Verdict(
@@ -205,8 +205,8 @@ FOLDERS = {
     "copies: on both sides, skipped": Verdict(
         split_folder(copy("train/cat/0.png", "val/cat/9.png"), leakage="skip"),
         0,
-        "left out of training",
-        finding="the same picture in several splits",
+        "left out because of this",
+        finding="the same image in several splits",
     ),
 }
 

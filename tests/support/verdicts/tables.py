@@ -191,8 +191,8 @@ LABELS = {
             lambda i: f"{'cat' if i > 17 else name(i)},{'val' if i > 17 else 'train'}", header="path,label,split"
         ),
         0,
-        "no picture of dog, eel in val",
-        finding="classes without a picture in val",
+        "no image of dog, eel in val",
+        finding="classes without an image in val",
     ),
     "a column Split, unread": Verdict(
         label_table(lambda i: f"{name(i)},{'val' if i > 17 else 'train'}", header="path,label,Split"),
@@ -214,7 +214,7 @@ LABELS = {
         "is the label a number",
     ),
     "copies that data.split would part": Verdict(
-        label_table(name, copies=True), 0, "moved within data.split, so that copies"
+        label_table(name, copies=True), 0, "moved within data.split, so that all copies"
     ),
     "one class alone": Verdict(label_table(lambda i: "cat"), 2, "needs two or more classes; the data has 1"),
 }
@@ -242,8 +242,8 @@ SETS = {
     "labels: a class that nobody has": Verdict(
         sets(lambda i: "cat" if i % 2 else "dog", ", classes: [cat, dog, eel]"),
         0,
-        "no picture of eel in train",
-        finding="classes without a picture in train",
+        "no image of eel in train",
+        finding="classes without an image in train",
     ),
     "labels: no label anywhere": Verdict(sets(lambda i: ""), 8, "no training row has a label"),
     "labels: val without any": Verdict(
@@ -293,7 +293,7 @@ NUMBERS = {
             task=REGRESS,
         ),
         0,
-        "weight is 5 in every picture of val",
+        "weight is 5 in every image of val",
     ),
     "numbers: dates": Verdict(numbers(lambda i: f"2024-01-{i + 1:02}"), 8, "expected a number"),
 }
