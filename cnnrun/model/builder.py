@@ -211,8 +211,8 @@ class Builder:
 
     def _find_signal(self, name: str, signals: dict[str, Signal]) -> Signal:
         if name not in signals:
-            names = f"named before it: {', '.join(signals)}" if signals else "no layer before it has a name"
-            raise _InvalidNameError("from", f"no layer {name!r} to take from here; {names}")
+            names = f"earlier names: {', '.join(signals)}" if signals else "no earlier layer has a name"
+            raise _InvalidNameError("from", f"no earlier layer is named {name!r}; {names}")
         return signals[name]
 
     def _build_repeat(
@@ -323,9 +323,8 @@ class _LayerKeys:
         """Return the module name of the next layer."""
         if node.name is not None:
             if node.name in self._used_names or node.name in _RESERVED_NAMES:
-                reason = (
-                    "stands twice in this list" if node.name in self._used_names else "is a word of PyTorch's modules"
-                )
+                is_used = node.name in self._used_names
+                reason = "appears twice in this list" if is_used else "is an attribute of PyTorch's modules"
                 raise _InvalidNameError("name", f"the name {node.name!r} {reason}; choose another")
             self._used_names.add(node.name)
             return node.name

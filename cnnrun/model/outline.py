@@ -56,7 +56,7 @@ def _format_lines(parts: list[OutlineEntry], indent: str) -> list[tuple[str, str
         for number, lane in enumerate(part.lanes if len(part.lanes) > 1 else []):
             is_last_lane = number == len(part.lanes) - 1
             title = ("layers", "shortcut")[number] if part.kind == "residual" else f"branch {number + 1}"
-            lines.append((f"{child_indent}{'└─ ' if is_last_lane else '├─ '}{title}{'' if lane else ': as it is'}", ""))
+            lines.append((f"{child_indent}{'└─ ' if is_last_lane else '├─ '}{title}{'' if lane else ': identity'}", ""))
             lines += _format_lines(lane, child_indent + ("   " if is_last_lane else "│  "))
     return lines
 
@@ -72,7 +72,11 @@ def _describe_layer(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -
     if isinstance(spec, Repeat):
         lanes = [_describe_children(nodes, f"{name}.1")]
         return OutlineEntry(
-            "repeat", f"{spec.times} times", ["the first shown"] if spec.times > 1 else [], lanes=lanes, **common
+            "repeat",
+            f"{spec.times} times",
+            ["only the first is shown"] if spec.times > 1 else [],
+            lanes=lanes,
+            **common,
         )
     if isinstance(spec, Sequential):
         lanes = [_describe_children(nodes, name)]

@@ -77,7 +77,7 @@ def _check_file(path: Path) -> None:
     elif sum(member.file_size for member in members) > status.st_size:
         problem = "members larger than the file"
     if problem:
-        raise CheckpointError(f"{path}: an archive with {problem}, as torch.save writes none; refused")
+        raise CheckpointError(f"{path}: an archive with {problem}, which torch.save never writes; refused")
 
 
 def _child_environment() -> dict[str, str]:
@@ -118,7 +118,7 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return "not a state dict: asks for more memory than its size explains; refused"
     if match := re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", text):
-        return f"not a state dict: it holds {match[1]}, which is no tensor; save the state_dict() alone"
+        return f"not a state dict: it holds {match[1]}, which is not a tensor; save the state_dict() alone"
     if isinstance(error, pickle.UnpicklingError):
         return "not a state dict: it holds more than names and tensors"
     return f"not a state dict that can be read: {text.strip().splitlines()[0][:200] if text.strip() else repr(error)}"

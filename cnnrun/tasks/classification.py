@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from cnnrun.base.counts import format_count
 from cnnrun.contracts.facts import Facts, format_per_class
 from cnnrun.contracts.layer import Shape, require_maps, require_vector
 from cnnrun.contracts.results import BatchTensors, ClassScores, Measurement, Results, View
@@ -140,7 +141,7 @@ each class's frequency."""
             return f"class_weights has {len(self.class_weights)} numbers; the data has {len(facts.classes)} classes"
         if self.class_weights == "balanced" and 0 in facts.class_counts:
             missing = facts.classes[facts.class_counts.index(0)]
-            return f"class_weights: balanced needs pictures of every class; {missing!r} has none"
+            return f"class_weights: balanced needs images of every class; {missing!r} has none"
         return None
 
     def data_notes(self, facts: Facts) -> list[str]:
@@ -207,7 +208,9 @@ each class's frequency."""
         top_two_B2 = expected_BK.topk(2, 1).values
         is_clear_B = top_two_B2[:, 0] - top_two_B2[:, 1] > 1e-3
         count = int((expected_BK.argmax(1) != actual_BK.argmax(1))[is_clear_B].sum())
-        return f"another class is predicted for {count:,} images, though it is clear" if count else None
+        return (
+            f"another class for {format_count(count, 'image')} whose best probability leads by 0.001" if count else None
+        )
 
     def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         probabilities, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
@@ -221,7 +224,7 @@ each class's frequency."""
         ]
 
     def _class_weights(self, facts: Facts) -> Tensor | None:
-        if self.class_weights is None:
+        if self.class_weights is None or (self.class_weights == "balanced" and not facts.class_counts):  # not counted
             return None
         if isinstance(self.class_weights, list):
             return torch.tensor(self.class_weights)

@@ -188,18 +188,18 @@ absence the same total weight."""
 
     def data_problem(self, facts: Facts) -> str | None:
         if not facts.classes:
-            return "multilabel needs a class; no training picture has a label"
+            return "multilabel needs a class; no training image has a label"
         if isinstance(self.positive_weights, list) and len(self.positive_weights) != len(facts.classes):
             return (
                 f"positive_weights has {len(self.positive_weights)} numbers; the data has {len(facts.classes)} classes"
             )
         if self.positive_weights == "balanced" and 0 in facts.class_counts:
             missing = facts.classes[facts.class_counts.index(0)]
-            return f"positive_weights: balanced needs pictures of every class; {missing!r} has none"
+            return f"positive_weights: balanced needs images of every class; {missing!r} has none"
         return None
 
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return None if bool(targets["present"].any()) else "no picture has a label; it needs some that have"
+        return None if bool(targets["present"].any()) else "no image has a label; it needs some that have"
 
     def data_notes(self, facts: Facts) -> list[str]:
         weights = self._positive_weights(facts)

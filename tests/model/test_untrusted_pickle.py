@@ -113,7 +113,7 @@ def add_many_members(archive, name, data):
 def test_an_archive_that_torch_never_writes_is_refused_unread(tmp_path, state, change, monkeypatch):
     path = rewrite_archive(save_state(tmp_path, state), change)
     monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess.run", lambda *a, **k: pytest.fail("was read"))
-    with pytest.raises(CheckpointError, match="as torch.save writes none"):
+    with pytest.raises(CheckpointError, match="which torch.save never writes"):
         read_state_dict(path)
 
 
@@ -254,5 +254,5 @@ def test_pytorchs_advice_to_load_unsafely_is_not_passed_on(tmp_path):
 
     with pytest.raises(CheckpointError) as refused:
         read_state_dict(save_state(tmp_path, {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}))
-    assert "argparse.Namespace, which is no tensor" in refused.value.lines[0]
+    assert "argparse.Namespace, which is not a tensor" in refused.value.lines[0]
     assert "\x1b" not in refused.value.lines[0]

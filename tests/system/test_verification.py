@@ -279,7 +279,7 @@ def test_incompatible_settings_are_refused_before_data_is_read(overrides, where,
         (["data.split.val=['11']"], "data.split.val: no class '11'"),
         (["data.split.val=['9']"], "class '9' is held out both for val and for test"),
         (["data.split.test=['0', '1', '2', '3', '4', '7', '8', '9']"], "the train split is empty"),
-        (["data.split.val=['5']"], "the val split: verify needs pictures of two or more people"),
+        (["data.split.val=['5']"], "the val split: verify needs images of two or more people"),
         (["data.split.val=0.0"], "the data has no val split"),
         (["data.split.test=['1', '2', '3', '4', '7', '8', '9']"], "verify needs two or more people"),
         (["train.sampler.identities=7"], "train.sampler: a batch of 60 is not made of 7"),
@@ -289,7 +289,7 @@ def test_incompatible_settings_are_refused_before_data_is_read(overrides, where,
             ["data.split={by: label, test: ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'], val: 0.2}"],
             "train split is empty",
         ),
-        (["task.verify.gallery=400"], "a person with more than 400 picture(s)"),
+        (["task.verify.gallery=400"], "a person with more than 400 images"),
     ],
 )
 def test_unsuitable_data_is_refused_before_training(overrides, message, tmp_path):
@@ -433,15 +433,15 @@ def test_drawn_folds_have_pairs_of_both_kinds(faces, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        ([*PAIRS, ("Nobody", 1, 2)], "", "pairs.txt:5: nobody is called 'Nobody' in the test pictures"),
-        ([*PAIRS, ("Person_7", 1, "\u00b2")], "", "pairs.txt:5: 'Person_7' has no picture '\u00b2'"),
-        ([*PAIRS, ("Person_7", 1, "9" * 5000)], "", "pairs.txt:5: 'Person_7' has no picture"),
+        ([*PAIRS, ("Nobody", 1, 2)], "", "pairs.txt:5: nobody is called 'Nobody' in the test images"),
+        ([*PAIRS, ("Person_7", 1, "\u00b2")], "", "pairs.txt:5: 'Person_7' has no image '\u00b2'"),
+        ([*PAIRS, ("Person_7", 1, "9" * 5000)], "", "pairs.txt:5: 'Person_7' has no image"),
         (PAIRS, "500\n", "its first line says 500 pairs of a kind; it has 2 and 2"),
         (PAIRS, "2\n", ""),
         (PAIRS, "\ufeff2\t1\n", ""),
-        ([*PAIRS, ("Person_7", 1, 9)], "", "pairs.txt:5: 'Person_7' has no picture '9'"),
-        ([*PAIRS, ("Person_7", 3, 3)], "", "pairs.txt:5: the picture is compared with itself"),
-        ([*PAIRS, ("Person_7", 2, 1)], "", "pairs.txt:5: the pair of line 1 again"),
+        ([*PAIRS, ("Person_7", 1, 9)], "", "pairs.txt:5: 'Person_7' has no image '9'"),
+        ([*PAIRS, ("Person_7", 3, 3)], "", "pairs.txt:5: the image is compared with itself"),
+        ([*PAIRS, ("Person_7", 2, 1)], "", "pairs.txt:5: repeats the pair of line 1"),
         ([*PAIRS, ("Person_7", 1)], "", "pairs.txt:5: a pair is written `name 1 2` or `name 1 other 2`; has 2 words"),
         (
             [("Person_7", 1, 2), ("Person_8", 1, 2)],
@@ -472,7 +472,7 @@ def test_b23_mistakes_in_a_pairs_file_are_reported_by_line(faces, tmp_path, rows
 def test_a_pair_number_that_matches_two_images_is_refused(faces, tmp_path):
     save_picture(faces / "Person_7" / "Person_7_0001.jpg", seed=5)
     path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
-    with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 pictures 'Person_7_0001'"):
+    with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 images 'Person_7_0001'"):
         folders_experiment(faces, f"data.source.folder.pairs={path}").data.source.read(True)
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.base.bounded_files import open_file, refuse_expansion
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
@@ -93,7 +94,7 @@ train_images and train_labels, images and labels, x and y)."""
             problem = f"no training arrays among {join_names(unread) or 'none'}"
             raise DataError(f"{path}: {problem}; name them with data.source.arrays.train: [images, labels]")
         if unread:
-            say(f"{escape(str(path))}: {len(unread):,} array(s) not read: {join_names(unread, 3)}")
+            say(f"{escape(str(path))}: {format_count(len(unread), 'array')} not read: {join_names(unread, 3)}")
         if self.target_kind != "labels":
             return SourceContents(tuple(self.labels or ()), splits, number_names=tuple(self.numbers or ()))
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
@@ -198,6 +199,8 @@ def _read_array(path: Path, file: Any, name: str) -> NDArray[Any]:
     try:
         _check_header(path, file.zip, f"{name}.npy")
         array: NDArray[Any] = file[f"{name}.npy"]  # with its suffix: another member may be called just `name`
+    except KeyError:  # a member of another kind, which numpy lists too
+        raise DataError(f"{path}: {escape(name)} is not an array: its name in the archive does not end in .npy") from None
     except ValueError as error:
         problem = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
         raise DataError(f"{path}: {escape(name)} {problem}") from None

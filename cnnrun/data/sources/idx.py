@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.base.bounded_files import open_file, open_gzip, refuse_expansion
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data.class_names import numbered_classes
@@ -84,7 +85,7 @@ def _read_split(folder: Path, prefix: str) -> Split:
         raise DataError(f"{folder}: {prefix}-labels-idx1-ubyte is missing")
     images, labels = _read_array(images_path, "images"), _read_array(labels_path, "labels")
     if len(images) != len(labels):
-        raise DataError(f"{folder}: {len(images)} pictures but {len(labels)} labels for {prefix}")
+        raise DataError(f"{folder}: {format_count(len(images), 'image')} but {format_count(len(labels), 'label')} for {prefix}")
     targets = {"labels": torch.from_numpy(labels.astype(np.int64))}
     return Split(images[..., None], targets, images_path.name)
 

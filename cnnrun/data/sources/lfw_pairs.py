@@ -89,9 +89,9 @@ def pair_targets(
         if side_problems:
             problems.append(f"{path}:{line.number}: {side_problems[0]}")
         elif first == second:
-            problems.append(f"{path}:{line.number}: the picture is compared with itself")
+            problems.append(f"{path}:{line.number}: the image is compared with itself")
         elif (earlier_line := line_of_pair.get(pair)) is not None:
-            problems.append(f"{path}:{line.number}: the pair of line {earlier_line} again")
+            problems.append(f"{path}:{line.number}: repeats the pair of line {earlier_line}")
         line_of_pair[pair] = line.number
         pairs.append((first, second))
     refuse_problems(problems)
@@ -101,15 +101,15 @@ def pair_targets(
 def _find_image(images: ImagesByPerson, person: str, image: str) -> int | str:
     """The index of an image, or a message if it is not found."""
     if person not in images:
-        return f"nobody is called {escape(person)!r} in the test pictures"
+        return f"nobody is called {escape(person)!r} in the test images"
     lfw_names = [f"{person}_{int(image):04d}"] if _NUMBER.fullmatch(image) else []
     for candidate in (image, *lfw_names):
         indices = [index for name, index in images[person] if candidate in (name, PurePath(name).stem)]
         if len(indices) > 1:
-            return f"{escape(person)!r} has {len(indices)} pictures {escape(candidate)!r}"
+            return f"{escape(person)!r} has {len(indices)} images {escape(candidate)!r}"
         if indices:
             return indices[0]
-    return f"{escape(person)!r} has no picture {escape(image)!r}"
+    return f"{escape(person)!r} has no image {escape(image)!r}"
 
 
 def _assign_folds(path: Path, is_same: list[bool], header: tuple[int, int] | None) -> list[int]:

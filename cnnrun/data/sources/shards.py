@@ -78,29 +78,29 @@ class Shards(SourceSpec):
                 for i, label in enumerate(labels)
                 if (problem := missing_value_problem(label))
             )
-        are_whole = all(re.fullmatch("[0-9]{1,9}", label) for label in all_labels)
-        highest = max(map(int, all_labels)) if are_whole else None
-        if not self.classes and highest is not None and highest < 2 * len(set(all_labels)) + 10:
-            # Whole numbers from 0 up are class indices: a number that no training sample has is a class too.
-            classes = [str(i) for i in range(1 + highest)]
-        label_index = {name: i for i, name in enumerate(classes)}
-        if self.classes and highest is not None:
-            label_index = {str(i): i for i in range(len(classes))}
+        if self._are_class_indices(all_labels):
+            if not self.classes:  # a number that no training sample has is a class too
+                classes = [str(i) for i in range(1 + max(map(int, all_labels)))]
+            label_index = {label: int(label) for label in set(all_labels) if int(label) < len(classes)}
+        else:
+            label_index = {name: i for i, name in enumerate(classes)}
         refuse_problems(
-            [
-                f"{members[i]}: its label {escape(label)!r} is not a class"
-                for members, labels in samples.values()
-                for i, label in enumerate(labels)
-                if label not in label_index
-            ]
+            f"{members[i]}: its label {escape(label)!r} is not a class"
+            for members, labels in samples.values()
+            for i, label in enumerate(labels)
+            if label not in label_index
         )
-        return SourceContents(
-            tuple(classes),
-            {
-                split: Split(members, {"labels": torch.tensor([label_index[label] for label in labels])}, "shards")
-                for split, (members, labels) in samples.items()
-            },
-        )
+        splits = {
+            split: Split(members, {"labels": torch.tensor([label_index[label] for label in labels])}, "shards")
+            for split, (members, labels) in samples.items()
+        }
+        return SourceContents(tuple(classes), splits)
+
+    def _are_class_indices(self, labels: list[str]) -> bool:
+        """Return whether all labels are whole numbers and, unless `classes` names them, few numbers are left out."""
+        if not all(re.fullmatch("[0-9]{1,9}", label) for label in labels):
+            return False
+        return bool(self.classes) or max(map(int, labels)) < 2 * len(set(labels)) + 10
 
     def _list_samples(self, urls: Urls) -> tuple[Members, list[str]]:
         """The images in these shards, and their labels as they are written. Raises DataError if there are none."""
@@ -112,7 +112,7 @@ class Shards(SourceSpec):
                 locations.append((shard_index, name, offset, size))
                 labels.append(label)
         if not locations:
-            raise DataError(f"{shards[0]}: no sample with a picture and a .{self.label} member")
+            raise DataError(f"{shards[0]}: no sample with an image and a .{self.label} member")
         return Members(shards, locations), labels
 
     def _local_path(self, url: str) -> Path:
@@ -275,7 +275,7 @@ def _index_shard(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]
                     yield from _index_sample(shard, file, sample, label)
                     key, sample = member_key, {}
                 if extension.lower() in sample:
-                    raise DataError(f"{shard}/{escape(member.name)}: stands twice in its sample")
+                    raise DataError(f"{shard}/{escape(member.name)}: is in its sample twice")
                 sample[extension.lower()] = member  # in lower case, as in webdataset
             yield from _index_sample(shard, file, sample, label)
     except RecursionError:  # tarfile calls itself for each extended header in a row
@@ -290,12 +290,12 @@ def _index_sample(
     """Yield the entry of a sample; nothing if it has neither image nor label. Raises DataError if it lacks one."""
     images = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
     if not images and label in sample:
-        raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no picture ({SUFFIX_LIST})")
+        raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no image ({SUFFIX_LIST})")
     if not images:
         return
     name = escape(f"{shard}/{images[0].name}")
     if len(images) > 1:
-        raise DataError(f"{name}: its sample has {len(images)} pictures; expected one")
+        raise DataError(f"{name}: its sample has {len(images)} images; expected one")
     if label not in sample:
         raise DataError(f"{name}: its sample has no .{label} member")
     if sample[label].size > _MAX_LABEL_BYTES:

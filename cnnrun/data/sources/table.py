@@ -61,9 +61,9 @@ one for each class."""
         if (self.label != "label") + (self.labels is not None) + (self.numbers is not None) > 1:
             raise ValueError("give one of label, labels and numbers")
         if repeated := [name for name in self._target_columns if self._target_columns.count(name) > 1]:
-            raise ValueError(f"column {repeated[0]!r} stands twice")
+            raise ValueError(f"column {repeated[0]!r} is listed twice")
         if self.classes and (self.numbers or isinstance(self.labels, list)):
-            raise ValueError("classes is for a single column of labels; remove it")
+            raise ValueError("classes does not go with numbers, or with one column per class in labels; remove it")
         if self.separator != ";" and not isinstance(self.labels, str):
             raise ValueError("separator is for a column that lists labels; remove it")
         return self
@@ -145,7 +145,7 @@ one for each class."""
         gathered = sorted_classes(label for label, gathers in zip(labels, has_classes, strict=True) if gathers)
         classes = self.classes or (self.label if isinstance(self.label, list) else gathered)
         label_index = {name: i for i, name in enumerate(classes)}
-        _refuse_unknown_labels(rows, [[label] for label in labels], label_index)
+        self._refuse_unknown_labels(rows, [[label] for label in labels], label_index)
         return tuple(classes), {"labels": torch.tensor([label_index[label] for label in labels])}
 
     def _read_label_sets(
@@ -154,7 +154,7 @@ one for each class."""
         """The classes and targets of a column that lists the labels of each row."""
         sets = [[label for text in cell.split(self.separator) if (label := clean_cell(text))] for cell in cells]
         refuse_problems(
-            f"{rows.location(i)}: {escape(label)!r} stands twice"
+            f"{rows.location(i)}: {escape(label)!r} is listed twice"
             for i, labels in enumerate(sets)
             for label in dict.fromkeys(labels)
             if labels.count(label) > 1
@@ -167,11 +167,20 @@ one for each class."""
             refuse_problems(self._list_problems(rows, sets))
             self._say_joined_classes(rows, set(classes))
         label_index = {name: i for i, name in enumerate(classes)}
-        _refuse_unknown_labels(rows, sets, label_index)
+        self._refuse_unknown_labels(rows, sets, label_index)
         present = torch.zeros(len(rows), len(classes), dtype=torch.bool)
         for i, labels in enumerate(sets):
             present[i, [label_index[label] for label in labels]] = True
         return tuple(classes), {"present": present}
+
+    def _refuse_unknown_labels(self, rows: Rows, sets: Sequence[Sequence[str]], label_index: dict[str, int]) -> None:
+        problem = "is not in data.source.table.classes" if self.classes else "is not a class of the training rows"
+        refuse_problems(
+            f"{rows.location(i)}: {escape(label)!r} {problem}"
+            for i, labels in enumerate(sets)
+            for label in labels
+            if label not in label_index
+        )
 
     def _list_problems(self, rows: Rows, sets: list[list[str]]) -> Iterator[str]:
         """Yield a line for each label that is a list itself: with another separator, or in Python's or JSON's brackets.
@@ -241,15 +250,6 @@ def _number_groups(names: list[str]) -> Tensor:
     return torch.tensor([numbers[name] for name in names])
 
 
-def _refuse_unknown_labels(rows: Rows, sets: Sequence[Sequence[str]], label_index: dict[str, int]) -> None:
-    refuse_problems(
-        f"{rows.location(i)}: {escape(label)!r} is not a class of the training rows"
-        for i, labels in enumerate(sets)
-        for label in labels
-        if label not in label_index
-    )
-
-
 def _cell_problems(
     rows: Rows, columns: list[str], image_column: str, path_problem: Callable[[str], str | None]
 ) -> Iterator[str]:
@@ -263,7 +263,7 @@ def _cell_problems(
         if path.strip() and (problem := path_problem(path)):
             yield f"{rows.location(i)}: {escape(path)!r} {problem}"
         elif path in first_row:
-            yield f"{rows.location(i)}: {escape(path)!r} stands in line {rows.lines[first_row[path]]} already"
+            yield f"{rows.location(i)}: {escape(path)!r} is already in line {rows.lines[first_row[path]]}"
         first_row.setdefault(path, i)
 
 

@@ -90,7 +90,7 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}:1: one column {escape(header[0])!r}; separate columns by {delimiter!r}")
     for name, count in Counter(header).items():
         if count > 1:
-            raise DataError(f"{path}:1: column {escape(name)!r} stands twice")
+            raise DataError(f"{path}:1: column {escape(name)!r} appears twice")
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -124,7 +124,7 @@ def _read_columns(path: Path, parquet: Any, names: list[str]) -> dict[str, list[
         for name, column in zip(names, batch.columns, strict=True):
             _check_cells(path, name, column)
             cells = ["" if cell is None else str(cell) for cell in column.to_pylist()]
-            text_bytes += sum(map(len, cells))
+            text_bytes += sum(len(cell.encode()) for cell in cells)
             columns[name] += cells
         if text_bytes > max_unpacked_bytes(file_bytes):
             refuse_expansion(path, file_bytes, text_bytes, DataError)

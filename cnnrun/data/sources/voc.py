@@ -117,12 +117,12 @@ def _parse_list(path: Path, lines: list[str]) -> list[str]:
     words = [line.strip().rsplit(None, 1) for line in lines if line.strip()]
     flags = [pair[1] if len(pair) == 2 and pair[1] in ("-1", "0", "1") else "" for pair in words]
     if all(flags) and "-1" in flags:
-        raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all pictures")
+        raise DataError(f"{path}: a list of one class, with -1 for images without it; give a list of all images")
     names = [pair[0] if flag else " ".join(pair) for pair, flag in zip(words, flags, strict=True)]
     names = [Path(name).stem if is_image_name(name) else name for name in names]
     if not names:
-        raise DataError(f"{path}: names no picture")
+        raise DataError(f"{path}: lists no images")
     if len(set(names)) < len(names):
         repeated = Counter(names).most_common(1)[0][0]
-        raise DataError(f"{path}: names {escape(repeated)!r} twice")
+        raise DataError(f"{path}: lists {escape(repeated)!r} twice")
     return names

@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from xml.parsers import expat
 
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import is_clutter
 from cnnrun.base.progress import say
@@ -67,7 +68,7 @@ class VocFolder:
             path = self._find_image(name, (tree.findtext("filename") or "").strip())
             if (earlier := self._annotation_of_image.setdefault(str(path), files[0])) != files[0]:
                 problem = f"describes {escape(path.name)}, as {escape(earlier)} does"
-                raise _AnnotationError(f"{problem}; a picture has one annotation file")
+                raise _AnnotationError(f"{problem}; an image has one annotation file")
             size = _image_size(tree, path)
             return VocAnnotation(str(path), size, str(where), [_read_object(child) for child in tree.iter("object")])
         except _AnnotationError as error:
@@ -80,15 +81,18 @@ class VocFolder:
         same_stem = self._images.get(os.path.splitext(file)[0], [])  # noqa: PTH122
         candidates = [file] if file in same_stem else self._images.get(name, [])
         if not candidates:
-            raise _AnnotationError(f"no picture {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
+            raise _AnnotationError(f"no image {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
         if len(candidates) > 1:
-            problem = f"names {escape(file)!r}, which is not there" if file else "names no picture"
-            raise _AnnotationError(f"{problem}; {' and '.join(map(escape, sorted(candidates)))} are")
+            problem = f"its <filename> {escape(file)!r} is not there" if file else "has no <filename>"
+            names = " and ".join(map(escape, sorted(candidates)))
+            raise _AnnotationError(
+                f"{problem}, and several images have the annotation's own name: {names}; write one of them into <filename>"
+            )
         image = candidates[0]
         if file and file != image:
             self._guesses.append(f"{name}.xml for {file}")
         if path_problem := self._path_problem(f"JPEGImages/{image}"):
-            raise _AnnotationError(f"its picture {path_problem}")
+            raise _AnnotationError(f"its image {path_problem}")
         return self._root / "JPEGImages" / image
 
     def say_guesses(self, *, all_are_read: bool) -> None:
@@ -96,15 +100,15 @@ class VocFolder:
         where = escape(str(self._root))
         if self._guesses:
             say(
-                f"{where}: {len(self._guesses):,} annotation file(s) name a picture that is not there; the one "
-                f"with their own name is used, such as {escape(self._guesses[0])}"
+                f"{where}: the <filename> of {format_count(len(self._guesses), 'annotation file')} is not there; the image "
+                f"with the annotation's own name is used, such as {escape(self._guesses[0])}"
             )
         annotated = {Path(path).name for path in self._annotation_of_image}
         unannotated = sorted(name for names in self._images.values() for name in names if name not in annotated)
         if unannotated and all_are_read:
             say(
-                f"{where}: {len(unannotated):,} picture(s) without an annotation file are left out, such as "
-                f"{escape(unannotated[0])!r}; a picture without objects needs a file without <object>"
+                f"{where}: left out {format_count(len(unannotated), 'image')} without an annotation file, such as "
+                f"{escape(unannotated[0])!r}; an image without objects needs a file without <object>"
             )
 
 
@@ -201,7 +205,7 @@ def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
         raise _AnnotationError("has a size that is not a number") from None
     size = height, width
     if max(size) > _MAX_SIDE_PX:
-        raise _AnnotationError(f"has a picture of {width}x{height} pixels; at most {_MAX_SIDE_PX:,} a side")
+        raise _AnnotationError(f"has an image of {width}x{height} pixels; at most {_MAX_SIDE_PX:,} a side")
     if min(size) > 0:
         return size
     try:

@@ -157,7 +157,7 @@ class Detect(TaskSpec):
     least_score: float = Field(0.001, ge=0, lt=1)
     """Boxes whose score is not above this are left out of the results."""
     score: Score | dict[str, Score] = 0.3
-    """Boxes whose score is below this are not shown; or a number for each of some classes by name (others: 0.3)."""
+    """Minimum score of the boxes in predictions and figures; or one per class, by name (others: 0.3)."""
 
     @field_validator("levels")
     @classmethod
@@ -172,7 +172,7 @@ class Detect(TaskSpec):
 
     def data_problem(self, facts: Facts) -> str | None:
         if not sum(facts.class_counts):
-            return "detect needs objects to learn; no training picture has a box"
+            return "detect needs objects to learn; no training image has a box"
         named = self.score if isinstance(self.score, dict) else {}
         if unknown := [name for name in named if name not in facts.classes]:
             return f"score: there is no class {unknown[0]!r}; the data has {join_names(facts.classes)}"
@@ -182,7 +182,7 @@ class Detect(TaskSpec):
         return undefined_coco_metrics(targets)
 
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return "no picture has an object; it needs some that have" if "AP" in undefined_coco_metrics(targets) else None
+        return "no image has an object; it needs some that have" if "AP" in undefined_coco_metrics(targets) else None
 
     def network_remarks(self, levels: Sequence[FeatureLevel], targets: dict[str, Tensor], facts: Facts) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]
@@ -214,7 +214,7 @@ class Detect(TaskSpec):
                 "sees: add layers or a coarser level"
             )
         if facts.class_counts and (max_count := int(targets["counts"].max())) > self.most:
-            lines.append(f"warning: a picture has up to {max_count} objects; task.detect.most is {self.most}")
+            lines.append(f"warning: an image has up to {max_count} objects; task.detect.most is {self.most}")
         return lines
 
     def feature_layers(self) -> list[str]:

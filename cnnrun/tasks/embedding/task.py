@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, NonFiniteError
 from cnnrun.config.spec import Kinds
 from cnnrun.contracts.facts import Facts
@@ -68,7 +69,9 @@ class VerifyMeter:
             raise NonFiniteError("an embedding is not finite; there is no similarity to measure")
         pairs = listed_or_all_pairs(arrays)
         if pairs.same_M.all() or not pairs.same_M.any():
-            raise DataError("the listed pairs that can be read are not of both kinds: of one person, and of two people")
+            raise DataError(
+                "verify needs pairs of one person and of two people; the readable images have pairs of one kind only"
+            )
         scores = pairs.similarities(embeddings)
         ranked = RankedPairs(scores, pairs.same_M)
         folds = pair_metrics.fold_accuracies(ranked, scores, pairs)
@@ -221,9 +224,10 @@ a threshold is chosen for it on val."""
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
         counts = targets["labels"].unique(return_counts=True)[1]
         if len(counts) < 2 or len(targets["labels"]) < 4:
-            return "verify needs pictures of two or more people, and four pictures or more"
+            return "verify needs images of two or more people, and four images or more"
         if int((counts * (counts - 1) // 2).sum()) < 2 or int((counts > self.gallery).sum()) < 1:
-            return f"verify needs two pairs of one person, and a person with more than {self.gallery} picture(s)"
+            images = format_count(self.gallery, "image")
+            return f"verify needs two pairs of one person, and a person with more than {images}"
         return None
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:

@@ -118,15 +118,15 @@ class Regress(TaskSpec):
     angles: dict[str, Period] = {}
     """The numbers that are angles, each with its period, such as 360."""
     turns: bool = True
-    """If true, the angles turn with the image, and flip, rotate and shear are refused because they would make them \
-wrong."""
+    """If true, the angles turn with the image, and flip, rotate, shear and policy are refused because they would make \
+them wrong."""
     loss: Annotated[RegressionLoss, Kinds()] = Mse()
     """The loss; `gaussian` and `quantile` also predict how large the error may be."""
 
     @model_validator(mode="after")
     def _check_columns_and_angles(self) -> Self:
         if len(set(self.columns)) < len(self.columns):
-            raise ValueError("columns names a number twice")
+            raise ValueError("columns lists a number twice")
         if self.columns and (unlearned := [name for name in self.angles if name not in self.columns]):
             raise ValueError(f"angles names {unlearned[0]!r}, which is not among columns")
         if self.angles and not self.loss.can_learn_angles:
@@ -157,10 +157,10 @@ wrong."""
                 return f"there is no number {name!r}{did_you_mean(name, known)}"
         for number in self.learned_numbers(facts):
             if not number.std:
-                return f"{number.name} is {number.least:g} in every training picture; there is nothing to learn"
+                return f"{number.name} is {number.least:g} in every training image; there is nothing to learn"
             if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
                 spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
-                return f"{spread}, too finely for float32; take the mean off it"
+                return f"{spread}, too little for float32; subtract the mean in your data"
         return None
 
     def comparison_key(self, facts: Facts) -> list[Any]:

@@ -224,7 +224,7 @@ def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
 
 
 def test_unsuitable_data_is_reported():
-    assert "no training picture has a box" in Detect().data_problem(Facts(("a",), (1, 8, 8), class_counts=(0,)))
+    assert "no training image has a box" in Detect().data_problem(Facts(("a",), (1, 8, 8), class_counts=(0,)))
     assert "no class 'dog'" in Detect(score={"dog": 0.5}).data_problem(FACTS)
     assert Detect().data_problem(FACTS) is None
 

@@ -13,6 +13,7 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from cnnrun.base.errors import DataError
 from cnnrun.contracts.facts import Facts
 from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
 from cnnrun.tasks.embedding.pair_metrics import Pairs, RankedPairs, all_pairs
@@ -354,6 +355,13 @@ def test_the_threshold_chosen_on_val_lies_midway_between_two_similarities():
         above = scores[scores >= threshold].min()
         below = scores[scores < threshold].max()
         assert threshold == pytest.approx((above + below) / 2, abs=1e-12)
+
+
+def test_pairs_of_one_kind_alone_are_refused():
+    meter = Verify().meter(Facts(("a", "b"), (1, 8, 8)))
+    meter.update({"embedding": torch.eye(3)}, {"labels": torch.tensor([0, 0, 0])})
+    with pytest.raises(DataError, match="the readable images have pairs of one kind only"):
+        meter.compute()
 
 
 @pytest.mark.parametrize("count", [1, 3])
