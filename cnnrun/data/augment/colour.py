@@ -84,7 +84,9 @@ def add_noise(images: Tensor, sigma_B: Tensor, seed: int, epoch: int, index_B: T
     return torch.addcmul(images, normal.view_as(images), sigma_B.view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
-def rectangle_masks(area_B: Tensor, height_per_width_B: Tensor, y_B: Tensor, x_B: Tensor, height: int, width: int) -> Tensor:
+def rectangle_masks(
+    area_B: Tensor, height_per_width_B: Tensor, y_B: Tensor, x_B: Tensor, height: int, width: int
+) -> Tensor:
     """Masks of rectangles inside the image, bool [B, H, W].
 
     `area_B` is in pixels, and `y_B` and `x_B` in [0, 1) choose the place.

@@ -18,7 +18,9 @@ from torch import Tensor
 from cnnrun.base.device import tensor_on
 
 
-def affine_matrices(rotation_B: Tensor, shear_B: Tensor, inverse_scale_B: Tensor, flip_B2: Tensor, shift_B2: Tensor) -> Tensor:
+def affine_matrices(
+    rotation_B: Tensor, shear_B: Tensor, inverse_scale_B: Tensor, flip_B2: Tensor, shift_B2: Tensor
+) -> Tensor:
     """The matrices that flip, shear, scale, rotate and shift images in this order, [B, 2, 3].
 
     `rotation_B` is in radians, `shear_B` is the tangent of the angle, `flip_B2` is -1 (flipped) or 1 for (x, y), and

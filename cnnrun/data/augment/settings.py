@@ -93,7 +93,8 @@ class Augment(Spec):
     contrast: float = Field(0.0, ge=0, le=1)
     """Scales the difference from the image's mean grey by a factor in [1 - contrast, 1 + contrast]."""
     saturation: float = Field(0.0, ge=0, le=1)
-    """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]. Only for colour images."""
+    """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]. Only for colour \
+images."""
     hue: float = Field(0.0, ge=0, le=0.5)
     """Rotates hues by up to this fraction of the colour circle in either direction. Only for colour images."""
     grayscale: float = Field(0.0, ge=0, le=1)
@@ -221,10 +222,14 @@ class Augment(Spec):
         if self.crop or self._is_on("rotate", "scale", "shear"):
             return geometry.warp(images.float(), self._build_matrices(draws, maxima, images.shape, targets))
         if self.shift or self.flip != "none":
-            return geometry.flip_and_shift(images, self._draw_flip(draws), self._draw_shift(draws, maxima, images.shape))
+            return geometry.flip_and_shift(
+                images, self._draw_flip(draws), self._draw_shift(draws, maxima, images.shape)
+            )
         return images
 
-    def _build_matrices(self, draws: Draws, maxima: Maxima, shape: Sequence[int], targets: dict[str, Tensor] | None) -> Tensor:
+    def _build_matrices(
+        self, draws: Draws, maxima: Maxima, shape: Sequence[int], targets: dict[str, Tensor] | None
+    ) -> Tensor:
         """The matrices of all moves, [B, 2, 3]; see `matrices`."""
         degree = math.pi / 180
         angle = maxima["rotate"] * degree * draws.draw_symmetric("rotate")
@@ -279,7 +284,9 @@ class Augment(Spec):
 
     def _change_colours(self, images: Tensor, draws: Draws, maxima: Maxima) -> Tensor:
         """Draw the colour changes of each image, and apply them."""
-        factor = {name: 1 + maxima[name] * draws.draw_symmetric(name) for name in ("brightness", "contrast", "saturation")}
+        factor = {
+            name: 1 + maxima[name] * draws.draw_symmetric(name) for name in ("brightness", "contrast", "saturation")
+        }
         is_grey = draws["grayscale"] < maxima["grayscale"]
         saturation = torch.where(is_grey, 0.0, factor["saturation"])
         angle = 2 * math.pi * maxima["hue"] * draws.draw_symmetric("hue")

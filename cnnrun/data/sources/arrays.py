@@ -200,7 +200,8 @@ def _read_array(path: Path, file: Any, name: str) -> NDArray[Any]:
         _check_header(path, file.zip, f"{name}.npy")
         array: NDArray[Any] = file[f"{name}.npy"]  # with its suffix: another member may be called just `name`
     except KeyError:  # a member of another kind, which numpy lists too
-        raise DataError(f"{path}: {escape(name)} is not an array: its name in the archive does not end in .npy") from None
+        problem = "is not an array: its name in the archive does not end in .npy"
+        raise DataError(f"{path}: {escape(name)} {problem}") from None
     except ValueError as error:
         problem = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
         raise DataError(f"{path}: {escape(name)} {problem}") from None

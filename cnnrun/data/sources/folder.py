@@ -132,8 +132,8 @@ def _read_split(folder: Path, classes: list[str], root: Path, split: str, apart:
     """
     loose = [entry.name for entry in folder.iterdir() if entry.is_file() and is_image_name(entry.name)]
     if loose:
-        example = escape(min(loose))
-        say(f"{escape(str(folder))}: left out {format_count(len(loose), 'image')} outside the class folders, such as {example!r}")
+        left_out = format_count(len(loose), "image")
+        say(f"{escape(str(folder))}: left out {left_out} outside the class folders, such as {escape(min(loose))!r}")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -174,8 +174,8 @@ def _image_paths(folder: Path, root: Path) -> list[str]:
             if not is_clutter(name):
                 (paths if is_image_name(name) else left_out).append(f"{parent}{os.sep}{name}")
     if left_out:
-        example = Path(left_out[0]).name
-        say(f"{escape(str(folder))}: left out {format_count(len(left_out), 'file')} of other kinds, such as {example!r}")
+        counted, example = format_count(len(left_out), "file"), Path(left_out[0]).name
+        say(f"{escape(str(folder))}: left out {counted} of other kinds, such as {example!r}")
     for link in filter(Path.is_symlink, map(Path, paths)):
         if not link.resolve().is_relative_to(resolved_root):
             raise DataError(f"{escape(str(link))}: a link to outside {root}; copy the file in")

@@ -85,7 +85,8 @@ def _read_split(folder: Path, prefix: str) -> Split:
         raise DataError(f"{folder}: {prefix}-labels-idx1-ubyte is missing")
     images, labels = _read_array(images_path, "images"), _read_array(labels_path, "labels")
     if len(images) != len(labels):
-        raise DataError(f"{folder}: {format_count(len(images), 'image')} but {format_count(len(labels), 'label')} for {prefix}")
+        counts = f"{format_count(len(images), 'image')} but {format_count(len(labels), 'label')}"
+        raise DataError(f"{folder}: {counts} for {prefix}")
     targets = {"labels": torch.from_numpy(labels.astype(np.int64))}
     return Split(images[..., None], targets, images_path.name)
 

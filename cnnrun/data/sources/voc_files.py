@@ -84,10 +84,8 @@ class VocFolder:
             raise _AnnotationError(f"no image {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
         if len(candidates) > 1:
             problem = f"its <filename> {escape(file)!r} is not there" if file else "has no <filename>"
-            names = " and ".join(map(escape, sorted(candidates)))
-            raise _AnnotationError(
-                f"{problem}, and several images have the annotation's own name: {names}; write one of them into <filename>"
-            )
+            problem += f", and several images have the annotation's own name: {' and '.join(map(escape, candidates))}"
+            raise _AnnotationError(f"{problem}; write one of them into <filename>")
         image = candidates[0]
         if file and file != image:
             self._guesses.append(f"{name}.xml for {file}")
@@ -99,9 +97,10 @@ class VocFolder:
         """Say which images were found by the annotation's own name and, if all files are read, which have none."""
         where = escape(str(self._root))
         if self._guesses:
+            count = format_count(len(self._guesses), "annotation file")
             say(
-                f"{where}: the <filename> of {format_count(len(self._guesses), 'annotation file')} is not there; the image "
-                f"with the annotation's own name is used, such as {escape(self._guesses[0])}"
+                f"{where}: the <filename> of {count} is not there; the image with the annotation's own name is used, "
+                f"such as {escape(self._guesses[0])}"
             )
         annotated = {Path(path).name for path in self._annotation_of_image}
         unannotated = sorted(name for names in self._images.values() for name in names if name not in annotated)

@@ -304,7 +304,10 @@ def test_exactly_one_kind_of_target_is_accepted(tmp_path):
             Table(path="t.csv", **more)
     for more, said in (
         ({"numbers": ["a", "a"]}, "'a' is listed twice"),
-        ({"labels": ["a", "b"], "classes": ["b", "a"]}, "classes does not go with numbers, or with one column per class"),
+        (
+            {"labels": ["a", "b"], "classes": ["b", "a"]},
+            "classes does not go with numbers, or with one column per class",
+        ),
         ({"numbers": "a", "classes": ["b"]}, "classes does not go with numbers"),
         ({"labels": ["a"], "separator": ","}, "separator is for a column"),
     ):

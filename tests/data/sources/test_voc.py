@@ -148,7 +148,9 @@ def test_a_missing_named_image_falls_back_to_the_annotations_name_with_a_note(tw
     assert pictures_of(two) == ["a.png", "b.png"]
     assert "the <filename> of 1 annotation file is not there" in capsys.readouterr().err
     save_picture(two / "JPEGImages" / "a.jpg", seed=3)
-    with pytest.raises(DataError, match=r"a.xml: its <filename> 'scan-17.tif' is not there, and several .* a.jpg and a.png;"):
+    with pytest.raises(
+        DataError, match=r"a.xml: its <filename> 'scan-17.tif' is not there, and several .* a.jpg and a.png;"
+    ):
         pictures_of(two)
 
 
