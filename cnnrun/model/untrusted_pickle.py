@@ -96,7 +96,7 @@ def _main(path: str, out: str) -> None:
 
     try:
         _set_limits(2 * Path(path).stat().st_size + _EXTRA_BYTES)
-        sys.addaudithook(_guard(out))
+        sys.addaudithook(_build_audit_hook(out))
         # Explicit, because an environment variable can turn the default off, but not this.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = _extract_state_dict(loaded, Path(path).stat().st_size)
@@ -141,7 +141,7 @@ def _set_limits(extra_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
 
 
-def _guard(out: str) -> Any:
+def _build_audit_hook(out: str) -> Any:
     """Return an audit hook that refuses what reading a file never needs."""
     write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -160,10 +160,10 @@ def _extract_state_dict(loaded: Any, file_bytes: int) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded:
-        raise _RefusedError("no state dict (names and tensors)")
+        raise _RefusedError("not a state dict (names and tensors)")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
-            raise _RefusedError(f"no state dict: {str(name)[:60]!r} is {type(value).__name__}, not a plain tensor")
+            raise _RefusedError(f"not a state dict: {str(name)[:60]!r} is {type(value).__name__}, not a plain tensor")
     # Tied tensors (one storage, one shape) count once.
     unique = {(value.data_ptr(), value.shape, value.stride()): value for value in loaded.values()}
     tensor_bytes = sum(value.numel() * value.element_size() for value in unique.values())

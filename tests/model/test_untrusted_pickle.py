@@ -142,8 +142,8 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
         ({"weight": 3}, "not a plain tensor"),
         ({3: torch.ones(2)}, "not a plain tensor"),
         ({"weight": torch.eye(3).to_sparse()}, "not a plain tensor"),
-        ([torch.ones(2)], "no state dict"),
-        ({}, "no state dict"),
+        ([torch.ones(2)], "not a state dict"),
+        ({}, "not a state dict"),
     ],
 )
 def test_a_file_that_is_not_a_state_dict_is_refused_with_the_reason(tmp_path, state, why):
@@ -208,8 +208,8 @@ def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
 
     code = f"""
 import ctypes, os, socket, subprocess, sys
-from cnnrun.model.untrusted_pickle import _RefusedError, _guard
-sys.addaudithook(_guard('out'))
+from cnnrun.model.untrusted_pickle import _RefusedError, _build_audit_hook
+sys.addaudithook(_build_audit_hook('out'))
 for attempt in {FORBIDDEN.split(chr(10))[1:-1]!r}:
     try:
         exec(attempt)

@@ -87,7 +87,7 @@ train_images and train_labels, images and labels, x and y)."""
             KeyError,
             RuntimeError,
             NotImplementedError,
-            ValueError,  # numpy takes a file that is no zip for a pickle, which it refuses to read
+            ValueError,  # numpy takes a file that is not a zip for a pickle, which it refuses to read
         ) as error:
             raise DataError(f"{path}: not a .npz file: {escape(str(error))}") from None
         if "train" not in splits:
@@ -104,12 +104,12 @@ train_images and train_labels, images and labels, x and y)."""
         return SourceContents(tuple(names), splits)
 
     def _read_split(self, path: Path, file: Any, images_name: str, targets_name: str) -> Split:
-        images, values = _read_images(path, file, images_name), _read_array(path, file, targets_name)
+        images, values = _read_images(path, file, images_name), _read_npy_array(path, file, targets_name)
         columns = self.labels or self.numbers
         if columns is None:
-            labels = _checked_labels(path, values, targets_name, len(images))
+            labels = _convert_labels(path, values, targets_name, len(images))
             return Split(images, {"labels": labels}, images_name)
-        numbers = _checked_numbers(path, values, targets_name, (len(images), len(columns)))
+        numbers = _convert_numbers(path, values, targets_name, (len(images), len(columns)))
         if self.numbers:
             return Split(images, {"numbers": torch.from_numpy(numbers)}, images_name)
         if bad := np.argwhere((numbers != 0) & (numbers != 1)).tolist():
@@ -139,7 +139,7 @@ def _refuse_large_archive(path: Path) -> None:
 
 def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
     """The images in array `name`, uint8 [N, H, W, C]. Raises DataError if it holds anything else."""
-    images = _read_array(path, file, name)
+    images = _read_npy_array(path, file, name)
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
@@ -149,8 +149,8 @@ def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images)
 
 
-def _checked_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> Tensor:
-    """The labels as int64 [N]. Raises DataError if they are not `count` whole numbers from 0 up."""
+def _convert_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> Tensor:
+    """Convert labels to int64 [N]. Raises DataError if they are not `count` whole numbers from 0 up."""
     if labels.ndim == 2 and labels.shape[1] == 1:  # as MedMNIST writes them
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
@@ -161,8 +161,8 @@ def _checked_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> 
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _checked_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The values as float32 [N, T]; a single column may be written [N]. Raises DataError if one is not finite."""
+def _convert_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Convert numbers to float32 [N, T]; a single column may be written [N]. Raises DataError if one is not finite."""
     if values.ndim == 1:
         values = values[:, None]
     if values.dtype.kind not in "iufb" or values.shape != shape:
@@ -181,7 +181,7 @@ def _checked_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[i
     return numbers
 
 
-def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+def _check_npy_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     """Raise DataError if a header claims more data than the file holds, before memory is allocated for it."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
@@ -194,10 +194,10 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         raise DataError(f"{path}: {escape(name)} claims the shape {list(shape)}, which is more than it holds")
 
 
-def _read_array(path: Path, file: Any, name: str) -> NDArray[Any]:
+def _read_npy_array(path: Path, file: Any, name: str) -> NDArray[Any]:
     """The array `name` of an opened .npz file. Raises DataError if it cannot be read as numbers."""
     try:
-        _check_header(path, file.zip, f"{name}.npy")
+        _check_npy_header(path, file.zip, f"{name}.npy")
         array: NDArray[Any] = file[f"{name}.npy"]  # with its suffix: another member may be called just `name`
     except KeyError:  # a member of another kind, which numpy lists too
         problem = "is not an array: its name in the archive does not end in .npy"

@@ -138,7 +138,7 @@ class _AnnotationFile:
 
 
 def _annotation_problem(row: dict[str, Any], images: dict[int, AnnotatedImage], labels: dict[int, int]) -> str | None:
-    """Reason that an annotation cannot be used wherever its box lies, or None."""
+    """Reason that an annotation is unusable regardless of the position of its box, or None."""
     for key, known in (("image_id", images), ("category_id", labels)):
         if isinstance(row.get(key), str):
             return f"its {key} is the text {escape(row[key])[:80]!r}; expected a whole number"

@@ -83,9 +83,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _say_unread(folder: Path, read: Sequence[Path], level: Literal["splits", "classes"]) -> None:
+def _say_unread(folder: Path, read_paths: Sequence[Path], level: Literal["splits", "classes"]) -> None:
     """Say which entries of a folder of splits or classes are not read; `_read_split` reports images without a class."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry not in read and not is_clutter(entry.name))
+    names = sorted(entry.name for entry in folder.iterdir() if entry not in read_paths and not is_clutter(entry.name))
     if level == "classes":
         names = [name for name in names if (folder / name).is_file() and not is_image_name(name)]
     if names:

@@ -83,7 +83,7 @@ def _read_split(folder: Path, prefix: str) -> Split:
     images_path, labels_path = _find_file(folder, prefix, "images"), _find_file(folder, prefix, "labels")
     if images_path is None or labels_path is None:
         raise DataError(f"{folder}: {prefix}-labels-idx1-ubyte is missing")
-    images, labels = _read_array(images_path, "images"), _read_array(labels_path, "labels")
+    images, labels = _read_idx_array(images_path, "images"), _read_idx_array(labels_path, "labels")
     if len(images) != len(labels):
         counts = f"{format_count(len(images), 'image')} but {format_count(len(labels), 'label')}"
         raise DataError(f"{folder}: {counts} for {prefix}")
@@ -91,7 +91,7 @@ def _read_split(folder: Path, prefix: str) -> Split:
     return Split(images[..., None], targets, images_path.name)
 
 
-def _read_array(path: Path, content: str) -> NDArray[np.uint8]:
+def _read_idx_array(path: Path, content: str) -> NDArray[np.uint8]:
     """The array in an IDX file, which is a magic number, the sizes as big-endian 32-bit integers, then the bytes.
 
     Raises DataError if the file is not one of `content` (images or labels), or is longer or shorter than it claims.

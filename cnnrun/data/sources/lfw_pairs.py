@@ -78,11 +78,11 @@ def pair_targets(
 ) -> Tensor:
     """The pairs as targets of `count` images, int64 [N, P, 2]: the second image and the fold, in the row of the first.
 
-    Places without a pair are -1. Raises DataError with a line for every mistake.
+    Cells without a pair are -1. Raises DataError with a line for every mistake.
     """
     problems, pairs, line_of_pair = [], list[tuple[int, int]](), dict[tuple[int, int], int]()
     for line in lines:
-        sides = [_find_image(images, *side) for side in zip(line.people, line.images, strict=True)]
+        sides = [_find_person_image(images, *side) for side in zip(line.people, line.images, strict=True)]
         side_problems = [side for side in sides if isinstance(side, str)]
         first, second = (side if isinstance(side, int) else -1 for side in sides)
         pair = min(first, second), max(first, second)
@@ -98,7 +98,7 @@ def pair_targets(
     return _pad_pairs(pairs, _assign_folds(path, [line.people[0] == line.people[1] for line in lines], header), count)
 
 
-def _find_image(images: ImagesByPerson, person: str, image: str) -> int | str:
+def _find_person_image(images: ImagesByPerson, person: str, image: str) -> int | str:
     """The index of an image, or a message if it is not found."""
     if person not in images:
         return f"nobody is called {escape(person)!r} in the test images"

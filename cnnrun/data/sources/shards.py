@@ -36,14 +36,14 @@ from cnnrun.data import cache
 from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES
 
-FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
+_FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
 _PIPES_VARIABLE = "CNNRUN_PIPES"  # the deprecated name, which allows commands but not URLs
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
 _MAX_LABEL_BYTES, _MAX_SHARDS = 4096, 100_000
 _MAX_HEADER_BYTES = 16 << 20  # of a tar's extended headers, which tarfile reads in one piece
 _TIMEOUT_SECONDS = 30
 
-Urls = str | Annotated[list[str], Field(min_length=1)]
+ShardAddresses = str | Annotated[list[str], Field(min_length=1)]
 
 
 class Shards(SourceSpec):
@@ -52,11 +52,11 @@ class Shards(SourceSpec):
     kind = "shards"
     main = "train"
 
-    train: Urls
+    train: ShardAddresses
     """The training shards, one or a list; {0000..0009} stands for a range of numbers."""
-    val: Urls | None = None
+    val: ShardAddresses | None = None
     """The validation shards."""
-    test: Urls | None = None
+    test: ShardAddresses | None = None
     """The test shards."""
     label: str = "cls"
     """The extension of the member that holds the label: a whole number or a name."""
@@ -102,7 +102,7 @@ class Shards(SourceSpec):
             return False
         return bool(self.classes) or max(map(int, labels)) < 2 * len(set(labels)) + 10
 
-    def _list_samples(self, urls: Urls) -> tuple[Members, list[str]]:
+    def _list_samples(self, urls: ShardAddresses) -> tuple[Members, list[str]]:
         """The images in these shards, and their labels as they are written. Raises DataError if there are none."""
         shards = [self._local_path(url) for url in _expand_braces([urls] if isinstance(urls, str) else urls)]
         locations: list[tuple[int, str, int, int]] = []
@@ -132,20 +132,19 @@ class Shards(SourceSpec):
         path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
         check_ownership(path, "give data.source.shards.copies a folder of your own")
         if not path.exists():
-            action = "run a command" if is_command else "fetch from the network"
-            if not is_fetch_allowed(is_command):
-                raise DataError(f"{escape(url)}: a config may not {action}; `cnnrun --fetch COMMAND ...` allows it")
+            _check_permission(url, is_command)
             say(f"fetching {escape(url)} into {path}")
             _fetch(url, path)
         return path
 
 
-def is_fetch_allowed(is_command: bool) -> bool:
-    """Return whether configs may fetch URLs and run commands; `--fetch` and CNNRUN_FETCH=1 allow it."""
+def _check_permission(url: str, is_command: bool) -> None:
+    """Raise DataError unless `--fetch` or CNNRUN_FETCH=1 lets configs fetch URLs and run commands."""
     if is_command and os.environ.get(_PIPES_VARIABLE) == "1":
-        say(f"{_PIPES_VARIABLE} is deprecated: use `cnnrun --fetch`, or {FETCH_VARIABLE}=1")
-        return True
-    return os.environ.get(FETCH_VARIABLE) == "1"
+        say(f"{_PIPES_VARIABLE} is deprecated: use `cnnrun --fetch`, or {_FETCH_VARIABLE}=1")
+    elif os.environ.get(_FETCH_VARIABLE) != "1":
+        action = "run a command" if is_command else "fetch from the network"
+        raise DataError(f"{escape(url)}: a config may not {action}; `cnnrun --fetch COMMAND ...` allows it")
 
 
 def _expand_braces(urls: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ _BATCH_ROWS = 10_000  # of a Parquet file, read at a time
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of text; `lines` are the line numbers of the rows in the file."""
+    """Columns of text; `lines` locate the rows in messages: last lines in CSV and TSV, row numbers in Parquet."""
 
     path: Path
     columns: dict[str, list[str]]
@@ -48,10 +48,10 @@ def read_rows(path: Path) -> Rows:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            # skipinitialspace: quotes after a blank are still quotes, and no part of the cell.
+            # skipinitialspace: quotes after a blank are still quotes, not part of the cell.
             reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             header = next(reader, [])
-            _check_header(path, header, delimiter)
+            _check_column_names(path, header, delimiter)
             columns: list[list[str]] = [[] for _ in header]
             lines = array("q")
             for row in reader:
@@ -80,7 +80,7 @@ def _check_size(path: Path, rows: int, columns: int) -> None:
         check_fits_memory(path, rows * columns * _CELL_BYTES, DataError)
 
 
-def _check_header(path: Path, header: list[str], delimiter: str) -> None:
+def _check_column_names(path: Path, header: list[str], delimiter: str) -> None:
     """Raise DataError if the column names are missing, too many, repeated, or separated by another delimiter."""
     if not header:
         raise DataError(f"{path}: empty")
@@ -104,7 +104,7 @@ def _read_parquet(path: Path) -> Rows:
             parquet = ParquetFile(file, pre_buffer=False)
             metadata = parquet.metadata
             names = list(parquet.schema_arrow.names)
-            _check_header(path, names, ",")
+            _check_column_names(path, names, ",")
             _check_size(path, metadata.num_rows, metadata.num_columns)
             check_fits_memory(path, metadata.num_rows * metadata.num_columns * _CELL_BYTES, DataError)
             columns = _read_columns(path, parquet, names)

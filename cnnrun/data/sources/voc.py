@@ -105,10 +105,10 @@ class Voc(BoxSource):
 def _say_unread_lists(root: Path, list_names: dict[str, str]) -> None:
     """Say which lists are named like a split that has no list, and are not read."""
     main = root / "ImageSets" / "Main"
-    read = {main / f"{name}.txt" for name in list_names.values()}
+    read_lists = {main / f"{name}.txt" for name in list_names.values()}
     for path in sorted(path for folder in (root, main.parent, main) for path in folder.glob("*.txt")):
         split = "train" if path.stem == "trainval" else parse_split_name(path.stem)
-        if split and split not in list_names and path not in read:
+        if split and split not in list_names and path not in read_lists:
             say(f"{escape(str(path))}: not read; put lists in ImageSets/Main and name them with data.source.voc.splits")
 
 

@@ -22,9 +22,9 @@ from cnnrun.data.image_files import image_errors, is_image_name, read_image_byte
 _MAX_XML_BYTES = 16 << 20
 _MAX_DEPTH, _MAX_ELEMENTS = 64, 500_000  # of the XML tree
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+_DIFFICULT_VALUES = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
 _MAX_SIDE_PX = 1_000_000
-# The elements that are read. The same name in another case is refused, for it would be ignored.
+# The elements that are read. The same name in another case is refused because it would be ignored silently.
 _TAGS = ("annotation", "filename", "size", "width", "height", "object", "name", "difficult", "bndbox", *_SIDES)
 _BOX_PARENTS = ("object", "part")
 
@@ -147,7 +147,7 @@ def _count_numbers(element: ElementTree.Element) -> int:
     count = 0
     for text in (text for child in element.iter() for text in (child.text or "", *child.attrib.values())):
         try:
-            count += _parse_number(text) is not None
+            count += _parse_xml_number(text) is not None
         except ValueError:
             continue
     return count
@@ -199,7 +199,7 @@ def _check_xml_size(data: bytes) -> None:
 def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
     """Height and width from the annotation file, or from the image's header if the file has none."""
     try:
-        height, width = (int(_parse_number(tree.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
+        height, width = (int(_parse_xml_number(tree.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
     except (ValueError, OverflowError):
         raise _AnnotationError("has a size that is not a number") from None
     size = height, width
@@ -214,25 +214,25 @@ def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
         raise _AnnotationError(error.lines[0]) from None
 
 
-def _read_object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
+def _read_object(element: ElementTree.Element) -> tuple[str, bool, list[float]]:
     """Label, difficult and corners of an <object>. Raises _AnnotationError if one is missing, repeated or malformed."""
     for tag in ("name", "bndbox", "difficult", *(f"bndbox/{side}" for side in _SIDES)):
-        if len(tree.findall(tag)) > 1:
+        if len(element.findall(tag)) > 1:
             raise _AnnotationError(f"has an object with more than one <{tag.rpartition('/')[2]}>")
-    label = (tree.findtext("name") or "").strip()
+    label = (element.findtext("name") or "").strip()
     if not label:
         raise _AnnotationError("has an object without a name")
     try:
-        corners = [_parse_number(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
+        corners = [_parse_xml_number(element.findtext(f"bndbox/{side}") or "") for side in _SIDES]
     except ValueError:
         raise _AnnotationError(f"the bndbox of a {escape(label)!r} needs numbers for {', '.join(_SIDES)}") from None
-    difficult = (tree.findtext("difficult") or "0").strip().lower()
-    if difficult not in _BOOLEANS:
+    difficult = (element.findtext("difficult") or "0").strip().lower()
+    if difficult not in _DIFFICULT_VALUES:
         raise _AnnotationError(f"difficult is {escape(difficult)!r}; expected 0 or 1")
-    return label, _BOOLEANS[difficult], corners
+    return label, _DIFFICULT_VALUES[difficult], corners
 
 
-def _parse_number(text: str) -> float:
+def _parse_xml_number(text: str) -> float:
     """The number in a text. Raises ValueError for `1_0` too, which Python's own `float` takes for ten."""
     if "_" in text:
         raise ValueError(text)
