@@ -433,7 +433,7 @@ def test_drawn_folds_have_pairs_of_both_kinds(faces, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        ([*PAIRS, ("Nobody", 1, 2)], "", "pairs.txt:5: nobody is called 'Nobody' in the test images"),
+        ([*PAIRS, ("Nobody", 1, 2)], "", "pairs.txt:5: no person in the test images is called 'Nobody'"),
         ([*PAIRS, ("Person_7", 1, "\u00b2")], "", "pairs.txt:5: 'Person_7' has no image '\u00b2'"),
         ([*PAIRS, ("Person_7", 1, "9" * 5000)], "", "pairs.txt:5: 'Person_7' has no image"),
         (PAIRS, "500\n", "its first line says 500 pairs of a kind; it has 2 and 2"),

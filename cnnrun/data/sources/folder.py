@@ -108,7 +108,7 @@ def _add_pairs(splits: dict[str, Split], classes: list[str], path: Path) -> dict
         is_test = torch.tensor([name in people for name in classes])[train.targets["labels"]]
         splits = splits | {"train": _select(train, ~is_test), "test": _select(train, is_test)}
         if is_test.all():
-            raise DataError(f"{path}: names every person; nobody is left to train on")
+            raise DataError(f"{path}: lists every person, so none is left to train on")
     test = splits["test"]
     images_by_person: dict[str, list[tuple[str, int]]] = {}
     for index, label in enumerate(test.targets["labels"].tolist()):

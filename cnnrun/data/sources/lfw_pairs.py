@@ -98,18 +98,18 @@ def pair_targets(
     return _pad_pairs(pairs, _assign_folds(path, [line.people[0] == line.people[1] for line in lines], header), count)
 
 
-def _find_person_image(images: ImagesByPerson, person: str, image: str) -> int | str:
+def _find_person_image(images: ImagesByPerson, person: str, image_name: str) -> int | str:
     """The index of an image, or a message if it is not found."""
     if person not in images:
-        return f"nobody is called {escape(person)!r} in the test images"
-    lfw_names = [f"{person}_{int(image):04d}"] if _NUMBER.fullmatch(image) else []
-    for candidate in (image, *lfw_names):
+        return f"no person in the test images is called {escape(person)!r}"
+    lfw_names = [f"{person}_{int(image_name):04d}"] if _NUMBER.fullmatch(image_name) else []
+    for candidate in (image_name, *lfw_names):
         indices = [index for name, index in images[person] if candidate in (name, PurePath(name).stem)]
         if len(indices) > 1:
             return f"{escape(person)!r} has {len(indices)} images {escape(candidate)!r}"
         if indices:
             return indices[0]
-    return f"{escape(person)!r} has no image {escape(image)!r}"
+    return f"{escape(person)!r} has no image {escape(image_name)!r}"
 
 
 def _assign_folds(path: Path, is_same: list[bool], header: tuple[int, int] | None) -> list[int]:

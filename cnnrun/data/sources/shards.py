@@ -278,7 +278,7 @@ def _index_shard(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]
                 sample[extension.lower()] = member  # in lower case, as in webdataset
             yield from _index_sample(shard, file, sample, label)
     except RecursionError:  # tarfile calls itself for each extended header in a row
-        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row; write the tar anew") from None
+        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row; create the tar again") from None
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{escape(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked") from None
 

@@ -93,7 +93,9 @@ class Voc(BoxSource):
         boxes = []
         for number, (label, is_difficult, corners) in enumerate(annotation.objects, 1):
             if label not in label_index:
-                problems.append(f"{escape(annotation.where)}: object {number} is a {escape(label)!r}, not a class")
+                problems.append(
+                    f"{escape(annotation.where)}: object {number} is a {escape(label)!r}, which is not a class"
+                )
                 continue
             x1, y1, x2, y2 = corners
             role = DIFFICULT if is_difficult and self.difficult == "ignore" else OBJECT

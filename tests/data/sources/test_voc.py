@@ -268,7 +268,7 @@ def test_invalid_annotation_files_are_refused(tmp_path, text, words):
 def test_a_class_missing_from_training_is_refused(two):
     write_annotated_image(two, "d", [("cow", (1, 2, 11, 22))])
     write_lists(two, val=["d"])
-    with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', not a class"):
+    with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', which is not a class"):
         Voc(root=str(two)).read()
 
 

@@ -233,11 +233,13 @@ FACES = {
     "verify: plain": Verdict(faces(), 0, "8 classes", FINE),
     "verify: a picture each": Verdict(faces(each=1), 8, "the val split: "),
     "verify: pairs of a file": Verdict(faces(PAIRS), 0, "8 classes", FINE),
-    "verify: pairs of strangers": Verdict(faces(PAIRS + "Someone\t1\t2\n"), 8, "nobody is called 'Someone'"),
+    "verify: pairs of strangers": Verdict(
+        faces(PAIRS + "Someone\t1\t2\n"), 8, "no person in the test images is called 'Someone'"
+    ),
     "verify: pairs of pictures that are not there": Verdict(faces(PAIRS + "person_0\t0\t99\n"), 8, "has no image '99'"),
     "verify: pairs with commas": Verdict(faces(PAIRS.replace("\t", ",")), 8, "a pair is written"),
     "verify: pairs under a header of names": Verdict(
-        faces("name\timagenum1\timagenum2\n" + PAIRS), 8, "nobody is called 'name'"
+        faces("name\timagenum1\timagenum2\n" + PAIRS), 8, "no person in the test images is called 'name'"
     ),
     "verify: one person under two names": Verdict(
         faces(more=copy("person_0/0.png", "person_5/9.png")), 8, "under more than one label"

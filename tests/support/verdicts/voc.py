@@ -194,7 +194,7 @@ INPUTS = {
             files=lists("\n".join(NAMES[:12]), "\n".join(NAMES[12:])),
         ),
         8,
-        "'fox', not a class",
+        "'fox', which is not a class",
     ),
     "folders of other names": Verdict(
         voc(files=lambda root: (root / "JPEGImages").rename(root / "images")), 8, "no folder JPEGImages"
