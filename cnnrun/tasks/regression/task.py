@@ -160,7 +160,7 @@ them wrong."""
                 return f"{number.name} is {number.least:g} in every training image; there is nothing to learn"
             if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
                 spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
-                return f"{spread}, too little for float32; subtract the mean in your data"
+                return f"{spread}, too finely for float32; subtract the mean from it"
         return None
 
     def comparison_key(self, facts: Facts) -> list[Any]:

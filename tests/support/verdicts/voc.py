@@ -143,7 +143,9 @@ INPUTS = {
         voc(files=lambda root: (root / "JPEGImages" / "03.png").unlink()), 8, "no image '03.png'"
     ),
     "picture without XML": Verdict(
-        voc(files=lambda root: (root / "Annotations" / "03.xml").unlink()), 0, "without an annotation file are left out"
+        voc(files=lambda root: (root / "Annotations" / "03.xml").unlink()),
+        0,
+        "left out 1 image without an annotation file",
     ),
     "a list that names what is not there": Verdict(voc(files=lists("\n".join([*NAMES, "99"]))), 8, "99"),
     "a list of paths": Verdict(

@@ -298,7 +298,7 @@ def test_targets_too_fine_for_float32_are_refused():
     late = Facts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
     assert (
         Regress().data_problem(late)
-        == "time varies by 8 around 1.7e+09, too little for float32; subtract the mean in your data"
+        == "time varies by 8 around 1.7e+09, too finely for float32; subtract the mean from it"
     )
 
 
