@@ -65,6 +65,11 @@ class Task:
         """What the task requires of the config."""
         return self.spec.requirements()
 
+    def measures_same(self, other: Task) -> bool:
+        """Return whether both are the same kind of task on the same classes or numbers."""
+        is_same_kind = type(self.spec) is type(other.spec)
+        return is_same_kind and self.measuring.comparison_key() == other.measuring.comparison_key()
+
 
 class TaskSpec(Kind):
     """A task as the config says it: its settings, what they require of other sections, and its parts once bound."""

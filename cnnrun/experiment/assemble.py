@@ -81,7 +81,7 @@ def match_initial_weights(
 ) -> dict[str, str]:
     """Map tensor names of the network to those of the initial weights. Raises CheckpointError that lists mismatches."""
     try:
-        return weights_file.match_weights(network, weights, experiment.model.until, facts)
+        return weights_file.match_weights(network, weights, experiment.model.until, experiment.task.bind(facts))
     except tensor_matching.TensorMismatchError as error:
         raise CheckpointError(*error.table(f"{experiment.model.weights}: not weights of this network")) from None
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cnnrun.base.errors import CheckpointError, escape
+from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
-from cnnrun.model.weights_file import Weights, file_digest, read_weights_file
+from cnnrun.experiment.config_file import read_config
+from cnnrun.model.weights_file import Weights, WeightsDescription, file_digest, read_weights_file
 from cnnrun.training import checkpoints, run_folder
-from cnnrun.training.run_records import CHECKPOINTS, parse_facts
+from cnnrun.training.run_records import CHECKPOINTS, CONFIG, parse_facts
 
 _POINTERS = ("best", "latest")
 
@@ -44,7 +45,17 @@ def _read_run_weights(path: Path) -> Weights:
     if checkpoint is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
     facts, _, tensors = weights_of_checkpoint(checkpoint)
-    return Weights(tensors, "name", None, facts, file_digest(checkpoint.path / checkpoints.MANIFEST))
+    description = _describe_run(checkpoint.path.parent.parent)
+    return Weights(tensors, "name", description, facts, file_digest(checkpoint.path / checkpoints.MANIFEST))
+
+
+def _describe_run(run: Path) -> WeightsDescription | None:
+    """Description of a run's network from its config; None without a config that this version can read."""
+    try:
+        experiment = read_config(run / CONFIG, warn=False)
+    except ConfigError:
+        return None
+    return WeightsDescription(task=experiment.task, image=experiment.data.image, model=experiment.model)
 
 
 def weights_of_checkpoint(checkpoint: checkpoints.Checkpoint) -> tuple[DataFacts, Choices, dict[str, Tensor]]:

@@ -17,20 +17,12 @@ from torch import nn
 from cnnrun.config.tree import KeyPath, path_text
 from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window
 from cnnrun.contracts.task import Task
+from cnnrun.model import structures
 from cnnrun.model.layers.activation import make_in_place
 from cnnrun.model.layers.merge import Concatenation, Product, Sum
 from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
 from cnnrun.model.receptive_field import Signal, propagate_window
-from cnnrun.model.structures import (
-    Branches,
-    LinkedChain,
-    Parallel,
-    Repeat,
-    Residual,
-    Sequential,
-    SumOfBranches,
-    link_names,
-)
+from cnnrun.model.structures import Branches, LinkedChain, SumOfBranches, link_names
 
 MAX_LAYERS = 3_000  # far above any real network; building 3,000 layers takes about two seconds
 
@@ -61,6 +53,7 @@ class BuiltLayer:
 
     @property
     def out_shape(self) -> Shape:
+        """The shape of the output for one image."""
         return self.out.shape
 
 
@@ -100,11 +93,11 @@ class Builder:
             if name not in signals:
                 self.problems.append(ShapeProblem(("model",), f"no layer {name!r}, which the task's head takes"))
                 return layers, [signal]
-        sources, inputs = (layers.kept, layers.inputs) if isinstance(layers, LinkedChain) else ([], {})
+        kept, inputs = (layers.kept, layers.inputs) if isinstance(layers, LinkedChain) else ([], {})
         modules = dict(layers.named_children())
-        sources = [key for key in modules if key in sources or key in feature_names]
+        kept = [key for key in modules if key in kept or key in feature_names]
         features = [signals[name] for name in feature_names]
-        return LinkedChain(modules, inputs, sources, list(feature_names)), features
+        return LinkedChain(modules, inputs, kept, list(feature_names)), features
 
     def build_chain(
         self, nodes: Sequence[Any], signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str = "layers"
@@ -114,7 +107,7 @@ class Builder:
         for index, node in enumerate(nodes):
             layer_path = (*path, index, node.kind)
             try:
-                key = keys.add(node)
+                key = keys.assign_name(node)
                 sources = [self._find_signal(name, signals) for name in node.input_names()] or [signal]
                 node.check_inputs([source.shape for source in sources])
                 problem_count = len(self.problems)
@@ -141,13 +134,13 @@ class Builder:
     ) -> tuple[nn.Module, Signal]:
         """Build one layer or structure. Raises ShapeError."""
         signal = sources[0]
-        if isinstance(node, Sequential):
+        if isinstance(node, structures.Sequential):
             return self.build_chain(node.layers, signal, (*path, "layers"), dict(signals), prefix)
-        if isinstance(node, Repeat):
+        if isinstance(node, structures.Repeat):
             return self._build_repeat(node, signal, path, signals, prefix)
-        if isinstance(node, Residual):
+        if isinstance(node, structures.Residual):
             return self._build_residual(node, signal, path, signals, prefix)
-        if isinstance(node, Parallel):
+        if isinstance(node, structures.Parallel):
             return self._build_parallel(node, signal, path, signals, prefix)
         return self._build_leaf(node, sources, path, prefix)
 
@@ -210,12 +203,12 @@ class Builder:
 
     def _find_signal(self, name: str, signals: dict[str, Signal]) -> Signal:
         if name not in signals:
-            names = f"named before it: {', '.join(signals)}" if signals else "no layer before it has a name"
-            raise _InvalidNameError("from", f"no layer {name!r} to take from here; {names}")
+            names = f"earlier names: {', '.join(signals)}" if signals else "no earlier layer has a name"
+            raise _InvalidNameError("from", f"no earlier layer is named {name!r}; {names}")
         return signals[name]
 
     def _build_repeat(
-        self, node: Repeat, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
+        self, node: structures.Repeat, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
         modules, has_links = {}, bool(link_names(node.layers))
         for number in range(1, node.times + 1):
@@ -231,7 +224,7 @@ class Builder:
         return nn.Sequential(OrderedDict(modules)), signal
 
     def _build_residual(
-        self, node: Residual, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
+        self, node: structures.Residual, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
         problem_count = len(self.problems)
         layers, out = self.build_chain(node.layers, signal, (*path, "layers"), dict(signals), f"{prefix}.layers")
@@ -257,7 +250,7 @@ class Builder:
         return SumOfBranches(layers, shortcut, activation), total
 
     def _build_shortcut(
-        self, node: Residual, signal: Signal, out: Signal, path: str, prefix: str
+        self, node: structures.Residual, signal: Signal, out: Signal, path: str, prefix: str
     ) -> tuple[nn.Module, Signal]:
         """Build the identity, or a 1x1 conv with the stride that brings `signal` to the shape of `out`."""
         shapes_agree = signal.shape == out.shape
@@ -277,7 +270,7 @@ class Builder:
         return module, shortcut_out
 
     def _build_parallel(
-        self, node: Parallel, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
+        self, node: structures.Parallel, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
         problem_count = len(self.problems)
         modules, branch_signals = [], []
@@ -318,13 +311,12 @@ class _LayerKeys:
         self._counts: dict[str, int] = {}
         self._used_names: set[str] = set()
 
-    def add(self, node: LayerSpec) -> str:
-        """Return the module name of the next layer."""
+    def assign_name(self, node: LayerSpec) -> str:
+        """Choose the module name of the next layer, and remember it. Raises _InvalidNameError."""
         if node.name is not None:
             if node.name in self._used_names or node.name in _RESERVED_NAMES:
-                reason = (
-                    "stands twice in this list" if node.name in self._used_names else "is a word of PyTorch's modules"
-                )
+                is_used = node.name in self._used_names
+                reason = "appears twice in this list" if is_used else "is an attribute of PyTorch's modules"
                 raise _InvalidNameError("name", f"the name {node.name!r} {reason}; choose another")
             self._used_names.add(node.name)
             return node.name

@@ -1,4 +1,4 @@
-"""The network: normalisation, the layers of the YAML and the task's head.
+"""The network: normalization, the layers of the YAML and the task's head.
 
 It is first built on PyTorch's meta device, without memory. A network that is too large for the machine is reported
 before anything is allocated.
@@ -49,7 +49,7 @@ class Network(nn.Module):
 
 @dataclass
 class BuiltNetwork:
-    """A network on the meta device, with what building it showed; `materialize` gives it memory and weights.
+    """A network on the meta device and the results of building it; `materialize` gives it memory and weights.
 
     `image` is the shape of one image, `rows` are the summary's, `layers` has every layer by its name in the weights,
     and `levels` are the head's inputs.
@@ -63,6 +63,7 @@ class BuiltNetwork:
 
     @property
     def parameter_count(self) -> int:
+        """The number of values in all parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
@@ -93,7 +94,7 @@ def flops(built: BuiltNetwork) -> list[int]:
 def materialize(network: Network, seed: int) -> Network:
     """Allocate a network built on the meta device, on the CPU, and initialize its layers in order as PyTorch does."""
     torch.manual_seed(seed)
-    for part in (network.layers, network.head):
+    for part in (network.layers, network.head):  # `normalize` was built on the CPU already
         part.to_empty(device="cpu")
         for module in part.modules():
             if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:

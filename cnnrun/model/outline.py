@@ -56,47 +56,57 @@ def _format_lines(parts: list[OutlineEntry], indent: str) -> list[tuple[str, str
         for number, lane in enumerate(part.lanes if len(part.lanes) > 1 else []):
             is_last_lane = number == len(part.lanes) - 1
             title = ("layers", "shortcut")[number] if part.kind == "residual" else f"branch {number + 1}"
-            lines.append((f"{child_indent}{'└─ ' if is_last_lane else '├─ '}{title}{'' if lane else ': as it is'}", ""))
+            lines.append((f"{child_indent}{'└─ ' if is_last_lane else '├─ '}{title}{'' if lane else ': identity'}", ""))
             lines += _format_lines(lane, child_indent + ("   " if is_last_lane else "│  "))
     return lines
 
 
-def _describe_children(nodes: dict[str, BuiltLayer], prefix: str) -> list[OutlineEntry]:
+def _describe_children(built_layers: dict[str, BuiltLayer], prefix: str) -> list[OutlineEntry]:
     """Describe the layers directly below the module name `prefix`, in order."""
-    return [_describe_layer(nodes, name, node) for name, node in nodes.items() if name.rpartition(".")[0] == prefix]
+    return [
+        _describe_layer(built_layers, name, layer)
+        for name, layer in built_layers.items()
+        if name.rpartition(".")[0] == prefix
+    ]
 
 
-def _describe_layer(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> OutlineEntry:
-    spec, shape = node.spec, _format_shape(node.out_shape)
+def _describe_layer(built_layers: dict[str, BuiltLayer], name: str, layer: BuiltLayer) -> OutlineEntry:
+    spec, shape = layer.spec, _format_shape(layer.out_shape)
     common: dict[str, Any] = {"shape": shape, "name": spec.name, "sources": spec.input_names()}
     if isinstance(spec, Repeat):
-        lanes = [_describe_children(nodes, f"{name}.1")]
+        lanes = [_describe_children(built_layers, f"{name}.1")]
         return OutlineEntry(
-            "repeat", f"{spec.times} times", ["the first shown"] if spec.times > 1 else [], lanes=lanes, **common
+            "repeat",
+            f"{spec.times} times",
+            ["only the first is shown"] if spec.times > 1 else [],
+            lanes=lanes,
+            **common,
         )
     if isinstance(spec, Sequential):
-        lanes = [_describe_children(nodes, name)]
+        lanes = [_describe_children(built_layers, name)]
         return OutlineEntry("sequential", spec.block or "sequential", [], lanes=lanes, **common)
     if isinstance(spec, Parallel):
-        lanes = [_describe_children(nodes, f"{name}.branch{number}") for number in range(1, len(spec.branches) + 1)]
+        lanes = [
+            _describe_children(built_layers, f"{name}.branch{number}") for number in range(1, len(spec.branches) + 1)
+        ]
         return OutlineEntry("parallel", f"parallel, {spec.merge}", [], lanes=lanes, **common)
     if isinstance(spec, Residual):
-        lanes = [_describe_children(nodes, f"{name}.layers"), _describe_shortcut(nodes, name, node)]
+        lanes = [_describe_children(built_layers, f"{name}.layers"), _describe_shortcut(built_layers, name, layer)]
         return OutlineEntry("residual", "residual", _notes(spec), lanes=lanes, **common)
     title, *notes = [_title(spec), *_notes(spec)]
     return OutlineEntry(spec.kind, title, notes, **common)
 
 
-def _describe_shortcut(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> list[OutlineEntry]:
+def _describe_shortcut(built_layers: dict[str, BuiltLayer], name: str, layer: BuiltLayer) -> list[OutlineEntry]:
     """Describe a residual's shortcut: its own layers, the added 1x1 convolution, or nothing for an identity."""
-    spec = node.spec
+    spec = layer.spec
     assert isinstance(spec, Residual)
     if isinstance(spec.shortcut, list):
-        return _describe_children(nodes, f"{name}.shortcut")
-    if spec.shortcut != "conv" and node.in_shapes[0] == node.out_shape:
+        return _describe_children(built_layers, f"{name}.shortcut")
+    if spec.shortcut != "conv" and layer.in_shapes[0] == layer.out_shape:
         return []
     norm = [spec.norm.kind] if spec.norm else []
-    return [OutlineEntry("conv", f"conv {node.out_shape[0]}", ["1x1", *norm], _format_shape(node.out_shape))]
+    return [OutlineEntry("conv", f"conv {layer.out_shape[0]}", ["1x1", *norm], _format_shape(layer.out_shape))]
 
 
 def _title(spec: LayerSpec) -> str:

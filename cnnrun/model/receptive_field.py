@@ -34,14 +34,17 @@ class Signal:
 
 
 def propagate_window(window: Window, sources: list[Signal], shape: Shape) -> Signal:
-    """Compute a layer's receptive fields from its inputs' (Araujo et al. 2019, eq. 2 and 3, per direction)."""
+    """Compute the receptive fields of a layer's output from those of its inputs, per direction.
+
+    Araujo et al. 2019, eq. 2 and 3.
+    """
     whole = window.is_global or any(source.whole for source in sources) or len(shape) != 3
     fields, strides, starts = [], [], []
     for d in (0, 1):
         step = max(source.stride[d] for source in sources)
         first = min(source.start[d] for source in sources)
-        reach = max(source.start[d] + source.field[d] for source in sources) - first
-        fields.append(round(reach + (window.kernel[d] - 1) * step))
+        extent = max(source.start[d] + source.field[d] for source in sources) - first
+        fields.append(round(extent + (window.kernel[d] - 1) * step))
         strides.append(step * window.stride[d] / window.scale[d])
         starts.append(first + window.start[d] * step)
     return Signal(shape, (fields[0], fields[1]), (strides[0], strides[1]), whole, (starts[0], starts[1]))

@@ -78,7 +78,7 @@ class Model(Spec):
     """Initial weights of the layers: a safetensors file, a run, or a PyTorch state dict (.pth)."""
 
     @model_validator(mode="after")
-    def _until_needs_weights(self) -> Self:
+    def _check_until(self) -> Self:
         if self.until is not None and self.weights is None:
             raise ValueError("until says where `zoo` or `weights` end; give one of them")
         return self
@@ -115,6 +115,7 @@ class LinkedChain(nn.Module):
         return dict(self.named_children())
 
     def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor | tuple[Tensor, ...]:
+        """Run the layers in order, each on its named inputs or on the output of the layer before it."""
         named = dict(outer or {})
         for key, module in self.named_children():
             inputs = [named[source] for source in self.inputs.get(key, ())] or [x]
@@ -166,15 +167,15 @@ def _run(module: nn.Module, x: Tensor, outer: dict[str, Tensor] | None) -> Tenso
 
 def link_names(nodes: Sequence[Any]) -> list[str]:
     """Every name in `from` of the layers in this list, nested layers included."""
-    return [name for node in walk_layers(nodes) for name in node.input_names()]
+    return [name for node in _walk_layers(nodes) for name in node.input_names()]
 
 
-def walk_layers(nodes: Sequence[Any]) -> Iterator[LayerSpec]:
+def _walk_layers(nodes: Sequence[Any]) -> Iterator[LayerSpec]:
     """Yield every layer of a list, nested layers included, depth first."""
     for node in nodes:
         yield node
         for child_nodes in _child_lists(node):
-            yield from walk_layers(child_nodes)
+            yield from _walk_layers(child_nodes)
 
 
 def _child_lists(node: LayerSpec) -> list[Sequence[Any]]:

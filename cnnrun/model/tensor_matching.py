@@ -96,7 +96,7 @@ def _mismatch(name: str, network_state: StateDict, file_name: str, file_state: S
     if expected is not None and actual is not None and expected.shape == actual.shape and same_role:
         return None
     sides = [
-        f"{key} {_format_shape(value)}" if value is not None else "nothing"
+        f"{key} {_format_tensor_shape(value)}" if value is not None else "nothing"
         for key, value in ((name, expected), (file_name, actual))
     ]
     return f"network: {sides[0]}   file: {sides[1]}"
@@ -111,5 +111,5 @@ def is_batch_norm_counter(name: str) -> bool:
     return _role(name) == "num_batches_tracked"
 
 
-def _format_shape(value: Tensor) -> str:
+def _format_tensor_shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "one number"

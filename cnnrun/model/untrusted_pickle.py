@@ -77,7 +77,7 @@ def _check_file(path: Path) -> None:
     elif sum(member.file_size for member in members) > status.st_size:
         problem = "members larger than the file"
     if problem:
-        raise CheckpointError(f"{path}: an archive with {problem}, as torch.save writes none; refused")
+        raise CheckpointError(f"{path}: an archive with {problem}, which torch.save never writes; refused")
 
 
 def _child_environment() -> dict[str, str]:
@@ -96,7 +96,7 @@ def _main(path: str, out: str) -> None:
 
     try:
         _set_limits(2 * Path(path).stat().st_size + _EXTRA_BYTES)
-        sys.addaudithook(_guard(out))
+        sys.addaudithook(_build_audit_hook(out))
         # Explicit, because an environment variable can turn the default off, but not this.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = _extract_state_dict(loaded, Path(path).stat().st_size)
@@ -118,7 +118,7 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return "not a state dict: asks for more memory than its size explains; refused"
     if match := re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", text):
-        return f"not a state dict: it holds {match[1]}, which is no tensor; save the state_dict() alone"
+        return f"not a state dict: it holds {match[1]}, which is not a tensor; save the state_dict() alone"
     if isinstance(error, pickle.UnpicklingError):
         return "not a state dict: it holds more than names and tensors"
     return f"not a state dict that can be read: {text.strip().splitlines()[0][:200] if text.strip() else repr(error)}"
@@ -141,7 +141,7 @@ def _set_limits(extra_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
 
 
-def _guard(out: str) -> Any:
+def _build_audit_hook(out: str) -> Any:
     """Return an audit hook that refuses what reading a file never needs."""
     write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -160,10 +160,10 @@ def _extract_state_dict(loaded: Any, file_bytes: int) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded:
-        raise _RefusedError("no state dict (names and tensors)")
+        raise _RefusedError("not a state dict (names and tensors)")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
-            raise _RefusedError(f"no state dict: {str(name)[:60]!r} is {type(value).__name__}, not a plain tensor")
+            raise _RefusedError(f"not a state dict: {str(name)[:60]!r} is {type(value).__name__}, not a plain tensor")
     # Tied tensors (one storage, one shape) count once.
     unique = {(value.data_ptr(), value.shape, value.stride()): value for value in loaded.values()}
     tensor_bytes = sum(value.numel() * value.element_size() for value in unique.values())

@@ -24,6 +24,7 @@ from cnnrun.config import yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.stored_facts import parse_facts
+from cnnrun.contracts.task import Task
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.model import untrusted_pickle
 from cnnrun.model.network import Network
@@ -92,13 +93,13 @@ def write_weights(path: Path, tensors: StateDict, description: WeightsDescriptio
     write_file(path, safetensors.torch.save(contiguous, metadata))
 
 
-def match_weights(network: Network, weights: Weights, until: str | None, facts: DataFacts) -> dict[str, str]:
+def match_weights(network: Network, weights: Weights, until: str | None, task: Task) -> dict[str, str]:
     """Match the network's layers up to `until` (all layers without it) to tensors of the weights.
 
-    The task's head is matched too if the weights were trained on the same classes and `until` is not given. Returns the
-    weights' tensor name for each tensor name of the network. Raises TensorMismatchError.
+    Without `until`, the head is matched too if the weights were trained for the same task on the same classes or
+    numbers. Returns the weights' tensor name for each tensor name of the network. Raises TensorMismatchError.
     """
-    has_head = until is None and weights.facts is not None and weights.facts.classes == facts.classes
+    has_head = until is None and _has_same_targets(weights, task)
     prefixes = ("layers.", "head.") if has_head else ("layers.",)
     state = {name: value for name, value in network.state_dict().items() if name.startswith(prefixes)}
     state = {name: value for name, value in state.items() if _is_within(network, name, until)}
@@ -116,6 +117,17 @@ def load_weights(network: Network, weights: Weights, matches: dict[str, str]) ->
         for name in state
         if name not in matches and not name.startswith("normalize.") and not is_batch_norm_counter(name)
     ]
+
+
+def _has_same_targets(weights: Weights, task: Task) -> bool:
+    """Return whether the weights were trained for this task on these classes or numbers.
+
+    The task of a checkpoint outside of its run is not known; then the data alone decide.
+    """
+    if weights.facts is None or weights.facts.classes != task.facts.classes:
+        return False
+    spec = weights.description.task if weights.description else task.spec
+    return spec.bind(weights.facts).measures_same(task)
 
 
 def _is_within(network: Network, name: str, until: str | None) -> bool:

@@ -220,7 +220,7 @@ class MultilabelPredictions:
         return [
             {
                 "class": name,
-                "AP": self._average_precision(k, weight) if actual[k] else 0.0,
+                "AP": self._average_precision(k, weight) if actual[k] else None,
                 **{column: float(values[k]) for column, values in columns.items()},
                 "support": int(actual[k]),
             }

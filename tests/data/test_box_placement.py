@@ -11,7 +11,7 @@ from PIL import Image as Pil
 
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.objects import ObjectTable
-from cnnrun.data.augment.geometry import draw_crop_boxes
+from cnnrun.data.augment.geometry import draw_crops
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment, Crop
 from cnnrun.data.box_placement import map_boxes_to_input
@@ -109,7 +109,7 @@ def test_the_visible_part_of_an_enlarged_object_is_relative_to_its_enlarged_area
     pictures, targets = bright()
     lenient, strict = (Augment(scale=0.7, min_visible=part) for part in (0.0, 0.6))
     draws = Draws(3, 1, torch.arange(COUNT), lenient.slots())
-    size = 1 + 0.7 * draws.symmetric("scale")
+    size = 1 + 0.7 * draws.draw_symmetric("scale")
     middle = torch.tensor([WIDTH, HEIGHT] * 2) / 2
     whole = (targets["boxes"][:, 0] - middle) * size[:, None] + middle
     cut = torch.minimum(whole.clamp(min=0), 2 * middle)
@@ -127,7 +127,7 @@ def test_a_safe_crop_is_the_crop_extended_to_hold_the_objects():
     augment = EVERY["safe crop"]
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
     places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-    window, box = draw_crop_boxes((0.1, 0.5), (0.75, 4 / 3), places, pictures.shape), targets["boxes"][:, 0]
+    window, box = draw_crops((0.1, 0.5), (0.75, 4 / 3), places, pictures.shape), targets["boxes"][:, 0]
     grown = torch.cat([torch.minimum(window[:, :2], box[:, :2]), torch.maximum(window[:, 2:], box[:, 2:])], 1)
     matrices = augment.matrices(draws, pictures.shape, targets)
     side = torch.tensor([WIDTH, HEIGHT])

@@ -353,6 +353,16 @@ def test_a_checkpoint_pointer_is_accepted_as_a_weights_source(trained_run):
     assert best.digest != ""
 
 
+def test_the_weights_of_a_run_bring_its_task(of_each_task, tmp_path):
+    import shutil
+
+    for kind, run in of_each_task.items():
+        for path in (run, run / "checkpoints" / "best"):
+            assert read_weights(path).description.task.kind == kind
+    shutil.copytree(of_each_task["classify"] / "checkpoints", tmp_path / "alone")
+    assert read_weights(tmp_path / "alone" / "best").description is None
+
+
 def test_normalization_statistics_of_the_loaded_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
     """A network keeps the mean and std that it was trained with, also in the checkpoints of a fine-tuning run."""
     from tests.support.interrupted_trainings import stop_at

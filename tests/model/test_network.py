@@ -171,14 +171,14 @@ def test_a_layer_name_is_visible_only_later_in_its_own_list(structure):
     assert build_from_text(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameter_count
     where, message = problem(f"{before}\n- {inside}\n- conv: {{from: [here]}}\n- global_avg_pool", 1, 8, 8)
     assert where == ("model", 2, "conv", "from")
-    assert "no layer 'here' to take from here; named before it: outside" in message
+    assert "no earlier layer is named 'here'; earlier names: outside" in message
 
 
 def test_branches_cannot_link_to_each_others_layers():
     branches = "[[{conv: {out_channels: 2, name: here}}], [{conv: {out_channels: 2, from: [here]}}]]"
     where, message = problem(f"- parallel: {{branches: {branches}}}\n- global_avg_pool", 1, 8, 8)
     assert where == ("model", 0, "parallel", "branches", 1, 0, "conv", "from")
-    assert "no layer 'here'" in message
+    assert "no earlier layer is named 'here'" in message
 
 
 def test_parallel_branches_are_concatenated_added_or_multiplied():
@@ -208,18 +208,22 @@ def test_parallel_branches_are_concatenated_added_or_multiplied():
         (
             "- conv: {out_channels: 4, groups: 3}",
             ("model", 0, "conv"),
-            "1 arriving channels do not divide into 3 groups",
+            "1 input channels do not divide into 3 groups",
         ),
         ("- flatten\n- conv: 3", ("model", 1, "conv"), "(64,): conv needs feature maps"),
         ("- conv: 3", ("model",), "the task's head (classify) cannot take (3, 8, 8)"),
-        ("- concat: [a, b]", ("model", 0, "concat", "from"), "no layer 'a' to take from here; no layer before it"),
-        ("- conv: {out_channels: 2, name: a}\n- add: [b]", ("model", 1, "add", "from"), "named before it: a"),
+        (
+            "- concat: [a, b]",
+            ("model", 0, "concat", "from"),
+            "no earlier layer is named 'a'; no earlier layer has a name",
+        ),
+        ("- conv: {out_channels: 2, name: a}\n- add: [b]", ("model", 1, "add", "from"), "earlier names: a"),
         (
             "- conv: {out_channels: 2, name: a}\n- conv: {out_channels: 2, name: a}",
             ("model", 1, "conv", "name"),
-            "'a' stands twice",
+            "'a' appears twice",
         ),
-        ("- conv: {out_channels: 2, name: forward}", ("model", 0, "conv", "name"), "a word of PyTorch's modules"),
+        ("- conv: {out_channels: 2, name: forward}", ("model", 0, "conv", "name"), "an attribute of PyTorch's modules"),
         (
             "- conv: {out_channels: 2, name: a}\n- conv: {out_channels: 3, name: b}\n- add: [a, b]",
             ("model", 2, "add"),
@@ -406,7 +410,7 @@ def test_a_layer_name_that_a_module_already_has_is_refused(name, link):
     if name == "weight_":
         assert build_from_text(text, 1, 4, 4).parameter_count
     else:
-        assert "is a word of PyTorch's modules" in problem(text, 1, 4, 4)[1]
+        assert "is an attribute of PyTorch's modules" in problem(text, 1, 4, 4)[1]
 
 
 def test_image_shape_and_flops_are_right_when_a_parallel_comes_first():

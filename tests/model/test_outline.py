@@ -39,7 +39,7 @@ def test_the_text_outline_shows_structures_links_and_shapes():
     assert shown[1] == "├─ stem: conv 64, 7x7, stride 2, batch_norm, relu 64x32x32"
     assert "├─ inner4: add ← lateral4, up5 256x4x4" in shown
     assert "│ │ └─ conv 128, 1x1, batch_norm 128x8x8" in shown  # the shortcut that the builder added
-    assert "│ └─ shortcut: as it is" in shown
+    assert "│ └─ shortcut: identity" in shown
     assert shown[-1] == "└─ classify, 10,250 parameters 10"
 
 

@@ -113,7 +113,7 @@ def add_many_members(archive, name, data):
 def test_an_archive_that_torch_never_writes_is_refused_unread(tmp_path, state, change, monkeypatch):
     path = rewrite_archive(save_state(tmp_path, state), change)
     monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess.run", lambda *a, **k: pytest.fail("was read"))
-    with pytest.raises(CheckpointError, match="as torch.save writes none"):
+    with pytest.raises(CheckpointError, match="which torch.save never writes"):
         read_state_dict(path)
 
 
@@ -142,8 +142,8 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
         ({"weight": 3}, "not a plain tensor"),
         ({3: torch.ones(2)}, "not a plain tensor"),
         ({"weight": torch.eye(3).to_sparse()}, "not a plain tensor"),
-        ([torch.ones(2)], "no state dict"),
-        ({}, "no state dict"),
+        ([torch.ones(2)], "not a state dict"),
+        ({}, "not a state dict"),
     ],
 )
 def test_a_file_that_is_not_a_state_dict_is_refused_with_the_reason(tmp_path, state, why):
@@ -208,8 +208,8 @@ def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
 
     code = f"""
 import ctypes, os, socket, subprocess, sys
-from cnnrun.model.untrusted_pickle import _RefusedError, _guard
-sys.addaudithook(_guard('out'))
+from cnnrun.model.untrusted_pickle import _RefusedError, _build_audit_hook
+sys.addaudithook(_build_audit_hook('out'))
 for attempt in {FORBIDDEN.split(chr(10))[1:-1]!r}:
     try:
         exec(attempt)
@@ -254,5 +254,5 @@ def test_pytorchs_advice_to_load_unsafely_is_not_passed_on(tmp_path):
 
     with pytest.raises(CheckpointError) as refused:
         read_state_dict(save_state(tmp_path, {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}))
-    assert "argparse.Namespace, which is no tensor" in refused.value.lines[0]
+    assert "argparse.Namespace, which is not a tensor" in refused.value.lines[0]
     assert "\x1b" not in refused.value.lines[0]

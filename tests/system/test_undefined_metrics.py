@@ -206,7 +206,7 @@ def test_the_undefined_metrics_of_a_split_follow_from_its_targets():
     assert set(found) == {"AP_large", "AR_large"}  # an area of 32^2 is small and medium, as COCO has it
     assert found["AP_large"] == "has no large object (9216 to 1e+10 pixels of area)"
     assert Detect().split_problem(targets) is None
-    assert "no picture has an object" in Detect().split_problem({**targets, "roles": torch.full((1, 3), 2).byte()})
+    assert "no image has an object" in Detect().split_problem({**targets, "roles": torch.full((1, 3), 2).byte()})
 
 
 # --- where numbers go -------------------------------------------------------------------------------------------------

@@ -109,6 +109,14 @@ def test_weights_of_absent_classes_do_not_change_the_loss():
     assert loss_of(heavy, outputs, targets) == loss_of(light, outputs, targets)
 
 
+def test_balanced_weights_need_counted_classes():
+    task, facts = Classify(class_weights="balanced"), DataFacts(("ape", "bee"), (1, 8, 8))  # as of an imported network
+    outputs, targets = draws(1)(4, 2), {"labels": torch.tensor([0, 0, 1, 0])}
+    assert loss_of(task.criterion(facts).double(), outputs, targets) == loss_of(
+        Classify().criterion(facts).double(), outputs, targets
+    )
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_chance_loss_equals_the_loss_of_a_uniform_guess(weights):
     task = Classify(label_smoothing=0.1, class_weights=WEIGHTS[weights] if weights == "listed" else weights)

@@ -89,9 +89,12 @@ def test_multilabel_metrics_equal_scikit_learns(seed, count, batch):
 def test_a_class_without_positives_is_left_out_of_the_means():
     score, present = np.random.default_rng(0).random((30, 3)), np.zeros((30, 3), bool)
     present[::3, 0] = present[::2, 1] = True
-    numbers = MultilabelPredictions(score, present, np.full(3, 0.5)).metrics()
+    predictions = MultilabelPredictions(score, present, np.full(3, 0.5))
+    numbers = predictions.metrics()
     assert numbers["mAP"] == pytest.approx(sk.average_precision_score(present[:, :2], score[:, :2]))
     assert numbers["f1"] == pytest.approx(sk.f1_score(present[:, :2], score[:, :2] >= 0.5, average="macro"))
+    rows = predictions.per_class_rows(("a", "b", "c"), np.full(3, 0.5))
+    assert [row["AP"] is None for row in rows] == [False, False, True]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40))

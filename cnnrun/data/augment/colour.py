@@ -56,15 +56,15 @@ def gaussian_blur(images: Tensor, sigma_B: Tensor, max_sigma: float) -> Tensor:
 
     The window ends at three times `max_sigma`, as that of scipy's `gaussian_filter(truncate=3)`.
     """
-    reach = math.ceil(3 * max_sigma)
-    offset = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
+    radius = math.ceil(3 * max_sigma)
+    offset = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
     weight_BT = torch.exp(-0.5 * (offset / sigma_B.clamp(min=1e-3)[:, None]).square())
     weight_BT = weight_BT / weight_BT.sum(1, keepdim=True)
-    for axis, pad in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
+    for axis, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         padded, size = F.pad(images, pad, mode="replicate"), images.shape[axis]
         images = torch.zeros_like(images)
         # A sum over shifted copies: unlike a convolution, it gives the same bits for any number of threads.
-        for tap in range(2 * reach + 1):
+        for tap in range(2 * radius + 1):
             images.addcmul_(padded.narrow(axis, tap, size), weight_BT[:, tap].view(-1, 1, 1, 1))
     return images
 
@@ -84,13 +84,15 @@ def add_noise(images: Tensor, sigma_B: Tensor, seed: int, epoch: int, index_B: T
     return torch.addcmul(images, normal.view_as(images), sigma_B.view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
-def rectangle_masks(area_B: Tensor, ratio_B: Tensor, y_B: Tensor, x_B: Tensor, height: int, width: int) -> Tensor:
+def rectangle_masks(
+    area_B: Tensor, height_per_width_B: Tensor, y_B: Tensor, x_B: Tensor, height: int, width: int
+) -> Tensor:
     """Masks of rectangles inside the image, bool [B, H, W].
 
-    `area_B` is in pixels, `ratio_B` is height to width, and `y_B` and `x_B` in [0, 1) choose the place.
+    `area_B` is in pixels, and `y_B` and `x_B` in [0, 1) choose the place.
     """
-    mask_height = torch.sqrt(area_B * ratio_B).clamp(1, height).round()
-    mask_width = torch.sqrt(area_B / ratio_B).clamp(1, width).round()
+    mask_height = torch.sqrt(area_B * height_per_width_B).clamp(1, height).round()
+    mask_width = torch.sqrt(area_B / height_per_width_B).clamp(1, width).round()
     top = (y_B * (height - mask_height + 1)).floor()
     left = (x_B * (width - mask_width + 1)).floor()
     return _interval_masks(height, top, mask_height)[:, :, None] & _interval_masks(width, left, mask_width)[:, None, :]

@@ -18,28 +18,30 @@ from torch import Tensor
 from cnnrun.base.device import tensor_on
 
 
-def affine_matrices(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, shift_B2: Tensor) -> Tensor:
-    """The matrices that mirror, slant, scale, turn and shift images in this order, [B, 2, 3].
+def affine_matrices(
+    rotation_B: Tensor, shear_B: Tensor, inverse_scale_B: Tensor, flip_B2: Tensor, shift_B2: Tensor
+) -> Tensor:
+    """The matrices that flip, shear, scale, rotate and shift images in this order, [B, 2, 3].
 
-    `slant_B` is the tangent of the angle, `size_B` is 1 / the scale, `turn_B` is in radians, `mirror_B2` is -1 or 1 for
-    (x, y), and `shift_B2` is in pixels to the right and down.
+    `rotation_B` is in radians, `shear_B` is the tangent of the angle, `flip_B2` is -1 (flipped) or 1 for (x, y), and
+    `shift_B2` is in pixels to the right and down.
     """
-    cos, sin = torch.cos(turn_B) * size_B, torch.sin(turn_B) * size_B
+    cos, sin = torch.cos(rotation_B) * inverse_scale_B, torch.sin(rotation_B) * inverse_scale_B
     linear = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
-    linear = torch.stack([linear[:, 0] + slant_B[:, None] * linear[:, 1], linear[:, 1]], 1)
-    linear = linear * mirror_B2[:, :, None]
+    linear = torch.stack([linear[:, 0] + shear_B[:, None] * linear[:, 1], linear[:, 1]], 1)
+    linear = linear * flip_B2[:, :, None]
     return torch.cat([linear, linear @ -shift_B2[:, :, None]], 2)
 
 
-def crop_matrices(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
-    """The matrices followed by a crop to `box_B4` that is resized to the full size.
+def crop_matrices(matrix_B23: Tensor, crop_B4: Tensor, shape: Sequence[int]) -> Tensor:
+    """The matrices followed by a crop to `crop_B4` that is resized to the full size.
 
-    Boxes are x1, y1, x2, y2 in pixels of the warped image; `shape` is [B, C, H, W].
+    Crops are x1, y1, x2, y2 in pixels of the warped image; `shape` is [B, C, H, W].
     """
     height, width = shape[2:]
-    full_size = tensor_on(box_B4.device, [width, height], box_B4.dtype)
-    fraction = (box_B4[:, 2:] - box_B4[:, :2]) / full_size
-    centre = (box_B4[:, :2] + box_B4[:, 2:] - full_size) / 2
+    full_size = tensor_on(crop_B4.device, [width, height], crop_B4.dtype)
+    fraction = (crop_B4[:, 2:] - crop_B4[:, :2]) / full_size
+    centre = (crop_B4[:, :2] + crop_B4[:, 2:] - full_size) / 2
     # The output pixel p comes from fraction * p + centre, which the matrix then maps to the input.
     linear = matrix_B23[:, :, :2] * fraction[:, None, :]
     return torch.cat([linear, matrix_B23[:, :, 2:] + matrix_B23[:, :, :2] @ centre[:, :, None]], 2)
@@ -75,12 +77,12 @@ def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> T
     return torch.cat([low.clamp(min=0).minimum(edge), high.clamp(min=0).minimum(edge)], 2)
 
 
-def grow_windows(window_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
-    """Crop windows grown until they contain all objects of the warped images."""
+def grow_crops(crop_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
+    """Crops grown until they contain all objects of the warped images."""
     boxes = move_boxes(targets["boxes"], matrix_B23, shape)
     is_object = (targets["objects"] >= 0)[..., None]
-    low = torch.where(is_object, boxes[..., :2], math.inf).amin(1).minimum(window_B4[:, :2])
-    high = torch.where(is_object, boxes[..., 2:], -math.inf).amax(1).maximum(window_B4[:, 2:])
+    low = torch.where(is_object, boxes[..., :2], math.inf).amin(1).minimum(crop_B4[:, :2])
+    high = torch.where(is_object, boxes[..., 2:], -math.inf).amax(1).maximum(crop_B4[:, 2:])
     return torch.cat([low, high], 1)
 
 
@@ -101,9 +103,9 @@ def move_targets(
 def drop_hidden_objects(
     targets: dict[str, Tensor], boxes: Tensor, full_area: Tensor, min_visible: float
 ) -> dict[str, Tensor]:
-    """Targets with `boxes` in place of their own, without the objects of whose `full_area` too little is left.
+    """Replace the targets' boxes, and drop each object that keeps less than `min_visible` of its `full_area`.
 
-    Dropped objects have the label -1 and an empty box. The fraction that must be left is `min_visible`.
+    An object with a side of less than a pixel is dropped too. Dropped objects have the label -1 and an empty box.
     """
     sides = boxes[..., 2:] - boxes[..., :2]
     is_visible = (sides >= 1).all(-1) & (sides.prod(-1) >= min_visible * full_area)
@@ -112,35 +114,35 @@ def drop_hidden_objects(
 
 
 @dataclass(frozen=True)
-class Mirror:
-    """Ways of mirroring, as axes of [B, C, H, W] to flip, and the index of the way for each image."""
+class Flip:
+    """The possible flips, each as axes of [B, C, H, W], and the index of each image's flip."""
 
     axes: tuple[tuple[int, ...], ...]
-    way_B: Tensor
+    choice_B: Tensor
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Whole pixels down and to the right; `reach` is the maximum (vertically, horizontally) in either direction."""
+    """Whole pixels down and to the right; `max_shift` is the maximum (vertically, horizontally) in either direction."""
 
     down_B: Tensor
     right_B: Tensor
-    reach: tuple[int, int]
+    max_shift: tuple[int, int]
 
 
-def mirror_and_shift(images: Tensor, mirror: Mirror, shift: Shift | None) -> Tensor:
-    """Mirror images, then shift them. The result equals that of `warp`, without its interpolation.
+def flip_and_shift(images: Tensor, flip: Flip, shift: Shift | None) -> Tensor:
+    """Flip images, then shift them. The result equals that of `warp`, without its interpolation.
 
     In the flattened batch, an image shifted by whole pixels is one contiguous piece that starts elsewhere. So each
-    image is copied as one piece of the batch or of a mirrored version, and pixels from outside it are made black.
+    image is copied as one piece of the batch or of a flipped version, and pixels from outside it are made black.
     """
     batch, channels, height, width = images.shape
-    size, reach = channels * height * width, height * width + width
-    margin = images.new_zeros(reach)
-    versions = [images.flip(axes) if axes else images for axes in mirror.axes]
+    size, margin_size = channels * height * width, height * width + width
+    margin = images.new_zeros(margin_size)
+    versions = [images.flip(axes) if axes else images for axes in flip.axes]
     flat = torch.cat([margin, *(version.reshape(-1) for version in versions), margin])
     pieces = flat.as_strided((len(flat) - size + 1, size), (1, 1))
-    start_B = reach + size * (torch.arange(batch, device=images.device) + batch * mirror.way_B)
+    start_B = margin_size + size * (torch.arange(batch, device=images.device) + batch * flip.choice_B)
     if shift is None:
         return pieces.index_select(0, start_B).view_as(images)
     moved = pieces.index_select(0, start_B - shift.down_B * width - shift.right_B).view(batch, channels, -1)
@@ -150,7 +152,7 @@ def mirror_and_shift(images: Tensor, mirror: Mirror, shift: Shift | None) -> Ten
 
 def _inside_masks(height: int, width: int, shift: Shift) -> Tensor:
     """Masks for shifted images, uint8 [B, H * W]: 255 for pixels of the image, 0 for those that come from outside."""
-    down_B, right_B, (max_down, max_right) = shift.down_B, shift.right_B, shift.reach
+    down_B, right_B, (max_down, max_right) = shift.down_B, shift.right_B, shift.max_shift
     if (2 * max_down + 1) * (2 * max_right + 1) > len(down_B):
         rows, columns = _axis_masks(height, down_B), _axis_masks(width, right_B)
         return (rows[:, :, None] & columns[:, None, :]).flatten(1)
@@ -173,10 +175,10 @@ def _axis_masks(size: int, shift_N: Tensor) -> Tensor:
     return (source.clamp(0, size - 1) == source).byte().mul_(255)
 
 
-def draw_crop_boxes(
+def draw_crops(
     area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[Tensor], shape: Sequence[int]
 ) -> Tensor:
-    """Boxes [B, 4] inside the image with a random fraction of its area and a random ratio of width to height.
+    """Crops [B, 4] inside the image with a random fraction of its area and a random ratio of width to height.
 
     The four draws are for area, ratio, y and x. A side that would be longer than the image's is cut to it.
     """

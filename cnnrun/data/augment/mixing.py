@@ -30,8 +30,8 @@ def beta_from_uniform(alpha: float, uniform_B: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MosaicCorner:
-    """A corner of a mosaic: the region it fills (x1, y1, x2, y2), and the scale and upper left corner of its image."""
+class MosaicTile:
+    """A tile of a mosaic: the region it fills (x1, y1, x2, y2), and the scale and upper left corner of its image."""
 
     region_B4: Tensor
     scale_B: Tensor
@@ -39,9 +39,9 @@ class MosaicCorner:
     top_B: Tensor
 
 
-def mosaic_corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[MosaicCorner]:
-    """The four corners of mosaics that meet at (x, y). Each image just covers its region, with a corner at (x, y)."""
-    zero, corners = torch.zeros_like(x_B), []
+def mosaic_tiles(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[MosaicTile]:
+    """The four tiles of a mosaic, which meet at (x, y). Each image just covers its region, with a corner at (x, y)."""
+    zero, tiles = torch.zeros_like(x_B), []
     for below in (False, True):
         for right in (False, True):
             region_width, region_height = (width - x_B if right else x_B), (height - y_B if below else y_B)
@@ -49,8 +49,8 @@ def mosaic_corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[Mo
             low = (x_B if right else zero), (y_B if below else zero)
             high = (zero + width if right else x_B), (zero + height if below else y_B)
             left, top = (x_B if right else x_B - scale * width), (y_B if below else y_B - scale * height)
-            corners.append(MosaicCorner(torch.stack([*low, *high], 1), scale, left, top))
-    return corners
+            tiles.append(MosaicTile(torch.stack([*low, *high], 1), scale, left, top))
+    return tiles
 
 
 def make_mosaics(
@@ -71,21 +71,21 @@ def make_mosaics(
     members = torch.cat([torch.arange(batch, device=images.device)[:, None], partners_BP], 1)
     x = (width * (0.25 + 0.5 * draws["mosaic_x"])).round()
     y = (height * (0.25 + 0.5 * draws["mosaic_y"])).round()
-    mosaics, corner_targets = images, []
-    for number, corner in enumerate(mosaic_corners(x, y, height, width)):
+    mosaics, tile_targets = images, []
+    for number, tile in enumerate(mosaic_tiles(x, y, height, width)):
         sources_B = members[:, number]
-        mask = _region_masks(corner.region_B4, height, width) & is_mosaic_B[:, None, None]
-        mosaics = torch.where(mask[:, None], _place_images(images[sources_B], corner), mosaics)
-        placed = _place_targets({name: targets[name][sources_B] for name in OBJECT_COLUMNS}, corner, min_visible)
-        # An image that is no mosaic keeps its own objects, in the columns of the first corner only.
+        mask = _region_masks(tile.region_B4, height, width) & is_mosaic_B[:, None, None]
+        mosaics = torch.where(mask[:, None], _place_images(images[sources_B], tile), mosaics)
+        placed = _place_targets({name: targets[name][sources_B] for name in OBJECT_COLUMNS}, tile, min_visible)
+        # An image that is not a mosaic keeps its own objects, in the columns of the first tile only.
         unchanged = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
-        corner_targets.append(
+        tile_targets.append(
             {
                 name: torch.where(_add_dimensions(is_mosaic_B, placed[name]), placed[name], unchanged[name])
                 for name in OBJECT_COLUMNS
             }
         )
-    joined = {name: torch.cat([columns[name] for columns in corner_targets], 1) for name in OBJECT_COLUMNS}
+    joined = {name: torch.cat([columns[name] for columns in tile_targets], 1) for name in OBJECT_COLUMNS}
     return mosaics, {**targets, **_move_objects_first(joined)}
 
 
@@ -113,23 +113,23 @@ def _region_masks(region_B4: Tensor, height: int, width: int) -> Tensor:
     return ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None]
 
 
-def _place_targets(targets: dict[str, Tensor], corner: MosaicCorner, min_visible: float) -> dict[str, Tensor]:
-    """Targets of images placed in a corner: boxes are scaled, moved and clipped to the region."""
-    offset = torch.stack([corner.left_B, corner.top_B] * 2, 1)[:, None]
-    boxes = targets["boxes"] * corner.scale_B[:, None, None] + offset
+def _place_targets(targets: dict[str, Tensor], tile: MosaicTile, min_visible: float) -> dict[str, Tensor]:
+    """Targets of images placed in a tile: boxes are scaled, moved and clipped to the region."""
+    offset = torch.stack([tile.left_B, tile.top_B] * 2, 1)[:, None]
+    boxes = targets["boxes"] * tile.scale_B[:, None, None] + offset
     full_area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    low, high = (side.repeat(1, 2)[:, None] for side in corner.region_B4.split(2, 1))
+    low, high = (side.repeat(1, 2)[:, None] for side in tile.region_B4.split(2, 1))
     clipped = torch.minimum(torch.maximum(boxes, low), high)
     return drop_hidden_objects(targets, clipped, full_area, min_visible)
 
 
-def _place_images(images: Tensor, corner: MosaicCorner) -> Tensor:
-    """Images at the corner's scale and place, on a black canvas of their own size."""
+def _place_images(images: Tensor, tile: MosaicTile) -> Tensor:
+    """Images at the tile's scale and place, on a black canvas of their own size."""
     height, width = images.shape[2:]
     matrix = torch.zeros(len(images), 2, 3, device=images.device)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / corner.scale_B
-    matrix[:, 0, 2] = (width / 2 - corner.left_B) / corner.scale_B - width / 2
-    matrix[:, 1, 2] = (height / 2 - corner.top_B) / corner.scale_B - height / 2
+    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / tile.scale_B
+    matrix[:, 0, 2] = (width / 2 - tile.left_B) / tile.scale_B - width / 2
+    matrix[:, 1, 2] = (height / 2 - tile.top_B) / tile.scale_B - height / 2
     return warp(images, matrix)
 
 
@@ -149,8 +149,8 @@ def mix_images(images: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cu
         weight = own_B[:, None, None, None]
     if cutmix:
         area = (1 - beta_from_uniform(cutmix, draws["mix_part"])) * height * width
-        square = torch.full_like(area, height / width)
-        patch = rectangle_masks(area, square, draws["mix_y"], draws["mix_x"], height, width)
+        height_per_width = torch.full_like(area, height / width)
+        patch = rectangle_masks(area, height_per_width, draws["mix_y"], draws["mix_x"], height, width)
         # The label weights use the pasted pixels as rounded, and not the area that was drawn.
         own_B = torch.where(is_cutmix_B, 1 - patch.float().mean((1, 2)), own_B)
         outside_patch = (~patch).float()[:, None]

@@ -35,6 +35,6 @@ class Draws:
         """Uniform numbers in [0, 1), float32 [B]."""
         return self._values[slot]
 
-    def symmetric(self, slot: str) -> Tensor:
+    def draw_symmetric(self, slot: str) -> Tensor:
         """Uniform numbers in [-1, 1), float32 [B]."""
         return self._values[slot] * 2 - 1

@@ -16,22 +16,11 @@ from torch import Tensor
 
 from cnnrun.config.spec import Kind, Kinds, Spec
 from cnnrun.contracts.target_kind import TargetKind
+from cnnrun.data.augment import geometry, mixing
 from cnnrun.data.augment.colour import add_noise, change_colours, gaussian_blur, rectangle_masks
-from cnnrun.data.augment.geometry import (
-    Mirror,
-    Shift,
-    affine_matrices,
-    crop_matrices,
-    draw_crop_boxes,
-    grow_windows,
-    mirror_and_shift,
-    move_targets,
-    warp,
-)
-from cnnrun.data.augment.mixing import make_mosaics, mix_images
 from cnnrun.data.augment.random_slots import SLOTS, Draws
 
-Reach = Mapping[str, Tensor | float]  # operation -> its maximum strength, the same for all images or one for each
+Maxima = Mapping[str, Tensor | float]  # operation -> its maximum strength, the same for all images or one for each
 UnitFraction = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=0.1, le=10)]
 
@@ -44,7 +33,7 @@ class Crop(Spec):
     ratio: tuple[Ratio, Ratio] = Field((0.75, 4 / 3), strict=False)
     """The smallest and largest ratio of width to height."""
     safe: bool = False
-    """Grow the crop until no object is cut; for boxes."""
+    """Grow the crop until no object is cut. Only for data with boxes."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -105,11 +94,12 @@ class Augment(Spec):
     contrast: float = Field(0.0, ge=0, le=1)
     """Scales the difference from the image's mean grey by a factor in [1 - contrast, 1 + contrast]."""
     saturation: float = Field(0.0, ge=0, le=1)
-    """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]; colour only."""
+    """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]. Only for colour \
+images."""
     hue: float = Field(0.0, ge=0, le=0.5)
-    """Rotates hues by up to this fraction of the colour circle in either direction; colour only."""
+    """Rotates hues by up to this fraction of the colour circle in either direction. Only for colour images."""
     grayscale: float = Field(0.0, ge=0, le=1)
-    """The probability of removing all colour; colour only."""
+    """The probability of removing all colour. Only for colour images."""
     blur: float = Field(0.0, ge=0, le=8)
     """Gaussian blur with a deviation of up to this, in pixels."""
     noise: float = Field(0.0, ge=0, le=128)
@@ -121,9 +111,9 @@ class Augment(Spec):
     cutmix: float = Field(0.0, ge=0, le=10)
     """Pastes a rectangle of another image; the area is drawn from Beta(cutmix, cutmix). Labels follow."""
     mosaic: float = Field(0.0, ge=0, le=1)
-    """The fraction of images that become a mosaic of four (Bochkovskiy et al. 2020); for boxes."""
+    """The fraction of images that become a mosaic of four (Bochkovskiy et al. 2020). Only for data with boxes."""
     min_visible: float = Field(0.25, ge=0, le=1)
-    """An object is dropped if less than this fraction of its box is left inside the image; for boxes."""
+    """An object is dropped if less than this fraction of its box is left inside the image. Only for data with boxes."""
     policy: Annotated[TrivialAugment, Kinds()] | None = None
     """Chooses operations and their strengths at random, in place of the settings above."""
 
@@ -170,40 +160,40 @@ class Augment(Spec):
 
         The same inputs give the same bits. `crop.safe` needs the targets, for the boxes of the objects.
         """
-        reach = self._reach(draws, images_BCHW.shape[1])
-        images = self._move(images_BCHW, draws, reach, targets)
+        maxima = self._maxima(draws, images_BCHW.shape[1])
+        images = self._move_images(images_BCHW, draws, maxima, targets)
         if self.is_copy_only:
             return images
         images = images.float()
         if self._is_on(*_COLOUR_SETTINGS):
-            images = self._recolour(images, draws, reach)
+            images = self._change_colours(images, draws, maxima)
         if self._is_on("blur"):
             max_sigma = self.blur or _WIDEST_RANGES["blur"] * (self.policy.strength if self.policy else 0)
-            images = gaussian_blur(images, reach["blur"] * draws["blur"], max_sigma)
+            images = gaussian_blur(images, maxima["blur"] * draws["blur"], max_sigma)
         if self._is_on("noise"):
-            sigma = reach["noise"] * draws["noise"]
+            sigma = maxima["noise"] * draws["noise"]
             images = add_noise(images, sigma, draws.seed, draws.epoch, draws.index_B)
         return self._blank_rectangles(images, draws) if self.erase else images
 
     def mix(self, images_BCHW: Tensor, partner_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Augmented images mixed with their partners, and the weight of each image's own label, float32 [B]."""
-        return mix_images(images_BCHW, partner_B, draws, self.mixup, self.cutmix)
+        return mixing.mix_images(images_BCHW, partner_B, draws, self.mixup, self.cutmix)
 
     def move_targets(self, targets: dict[str, Tensor], shape: Sequence[int], draws: Draws) -> dict[str, Tensor]:
         """The targets for images [B, C, H, W] that `apply` changed: boxes move with the content."""
         if not self.has_geometry or "boxes" not in targets:
             return targets
-        return move_targets(targets, self.matrices(draws, shape, targets), shape, self.min_visible)
+        return geometry.move_targets(targets, self.matrices(draws, shape, targets), shape, self.min_visible)
 
     def make_mosaics(
         self, images: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Turn augmented images into mosaics of four, and move their boxes."""
-        return make_mosaics(images, partners_BP, targets, draws, self.mosaic, self.min_visible)
+        return mixing.make_mosaics(images, partners_BP, targets, draws, self.mosaic, self.min_visible)
 
     def matrices(self, draws: Draws, shape: Sequence[int], targets: dict[str, Tensor] | None = None) -> Tensor:
         """The source of each output pixel, [B, 2, 3], for `geometry.warp`, `move_points` and `move_boxes`."""
-        return self._matrices(draws, self._reach(draws, shape[1]), shape, targets)
+        return self._build_matrices(draws, self._maxima(draws, shape[1]), shape, targets)
 
     def _is_on(self, *names: str) -> bool:
         """Return whether one of the settings is on; a policy may choose any of them."""
@@ -221,11 +211,11 @@ class Augment(Spec):
             operations += ["rotate", "scale", "shear"]
         return list(dict.fromkeys([*flips, *(slot for name in operations for slot in _SLOTS_OF[name])]))
 
-    def _reach(self, draws: Draws, channels: int) -> Reach:
+    def _maxima(self, draws: Draws, channels: int) -> Maxima:
         """The maximum strength of each operation, in the units of the settings; a tensor [B] if a policy chooses."""
         if self.policy is None:
-            reach = {name: getattr(self, name) for name in _WIDEST_RANGES if name in type(self).model_fields}
-            return reach | {"shift_y": self.shift, "shift_x": self.shift}
+            maxima = {name: getattr(self, name) for name in _WIDEST_RANGES if name in type(self).model_fields}
+            return maxima | {"shift_y": self.shift, "shift_x": self.shift}
         names = [name for name in _WIDEST_RANGES if channels == 3 or name not in _RGB_OPERATIONS]
         choice_B = (draws["policy"] * len(names)).long()
         return {
@@ -233,75 +223,86 @@ class Augment(Spec):
             for name, widest in _WIDEST_RANGES.items()
         }
 
-    def _move(self, images: Tensor, draws: Draws, reach: Reach, targets: dict[str, Tensor] | None) -> Tensor:
+    def _move_images(self, images: Tensor, draws: Draws, maxima: Maxima, targets: dict[str, Tensor] | None) -> Tensor:
+        """Images with their content moved: flipped, shifted, cropped, or warped by a matrix."""
         if self.crop or self._is_on("rotate", "scale", "shear"):
-            return warp(images.float(), self._matrices(draws, reach, images.shape, targets))
+            return geometry.warp(images.float(), self._build_matrices(draws, maxima, images.shape, targets))
         if self.shift or self.flip != "none":
-            return mirror_and_shift(images, self._draw_mirror(draws), self._draw_shift(draws, reach, images.shape))
+            return geometry.flip_and_shift(
+                images, self._draw_flip(draws), self._draw_shift(draws, maxima, images.shape)
+            )
         return images
 
-    def _matrices(self, draws: Draws, reach: Reach, shape: Sequence[int], targets: dict[str, Tensor] | None) -> Tensor:
+    def _build_matrices(
+        self, draws: Draws, maxima: Maxima, shape: Sequence[int], targets: dict[str, Tensor] | None
+    ) -> Tensor:
+        """The matrices of all moves, [B, 2, 3]; see `matrices`."""
         degree = math.pi / 180
-        angle = reach["rotate"] * degree * draws.symmetric("rotate")
-        slant = torch.tan(reach["shear"] * degree * draws.symmetric("shear"))
-        size = 1 / (1 + reach["scale"] * draws.symmetric("scale"))
-        mirror = torch.stack([1.0 - 2 * is_flipped for is_flipped in self._draw_flips(draws)], 1)
-        down, right = self._draw_shift_pixels(draws, reach, shape)
-        matrices = affine_matrices(angle, slant, size, mirror, torch.stack([right, down], 1).float())
+        angle = maxima["rotate"] * degree * draws.draw_symmetric("rotate")
+        shear = torch.tan(maxima["shear"] * degree * draws.draw_symmetric("shear"))
+        inverse_scale = 1 / (1 + maxima["scale"] * draws.draw_symmetric("scale"))
+        flip = torch.stack([1.0 - 2 * is_flipped for is_flipped in self._draw_flip_flags(draws)], 1)
+        down, right = self._draw_shift_pixels(draws, maxima, shape)
+        matrices = geometry.affine_matrices(angle, shear, inverse_scale, flip, torch.stack([right, down], 1).float())
         if self.crop is None:
             return matrices
         crop_draws = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-        window = draw_crop_boxes(self.crop.scale, self.crop.ratio, crop_draws, shape)
+        crop = geometry.draw_crops(self.crop.scale, self.crop.ratio, crop_draws, shape)
         if self.crop.safe and targets is not None:
-            window = grow_windows(window, targets, matrices, shape)
-        return crop_matrices(matrices, window, shape)
+            crop = geometry.grow_crops(crop, targets, matrices, shape)
+        return geometry.crop_matrices(matrices, crop, shape)
 
-    def _draw_flips(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """1 for each image that is mirrored left-right and up-down, else 0, int64 [B] each."""
+    def _draw_flip_flags(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """1 for each image that is flipped left-right, and up-down, else 0; int64 [B] each."""
 
         def draw(slot: str, direction: str) -> Tensor:
             return (draws[slot] < 0.5).long() if self.flip in (direction, "both") else torch.zeros_like(draws.index_B)
 
         return draw("flip_x", "horizontal"), draw("flip_y", "vertical")
 
-    def _draw_mirror(self, draws: Draws) -> Mirror:
-        left_right, up_down = self._draw_flips(draws)
+    def _draw_flip(self, draws: Draws) -> geometry.Flip:
+        """Draw how each image is flipped."""
+        left_right, up_down = self._draw_flip_flags(draws)
         if self.flip == "both":
-            return Mirror(((), (3,), (2,), (2, 3)), left_right + 2 * up_down)
+            return geometry.Flip(((), (3,), (2,), (2, 3)), left_right + 2 * up_down)
         if self.flip == "vertical":
-            return Mirror(((), (2,)), up_down)
-        return Mirror(((), (3,)) if self.flip == "horizontal" else ((),), left_right)
+            return geometry.Flip(((), (2,)), up_down)
+        return geometry.Flip(((), (3,)) if self.flip == "horizontal" else ((),), left_right)
 
-    def _draw_shift(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> Shift | None:
+    def _draw_shift(self, draws: Draws, maxima: Maxima, shape: Sequence[int]) -> geometry.Shift | None:
+        """Draw how far each image is shifted, or return None if `shift` is off."""
         if not self.shift:
             return None
         max_down, max_right = (math.floor(self.shift * side + 1e-4) for side in shape[2:])
-        return Shift(*self._draw_shift_pixels(draws, reach, shape), (max_down, max_right))
+        return geometry.Shift(*self._draw_shift_pixels(draws, maxima, shape), (max_down, max_right))
 
-    def _draw_shift_pixels(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Whole pixels down and right, int64 [B] each, uniform over -reach..reach."""
+    def _draw_shift_pixels(self, draws: Draws, maxima: Maxima, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Whole pixels down and right, int64 [B] each, uniform between minus and plus the maximum."""
 
         def draw(slot: str, side: int) -> Tensor:
             if not self._is_on("shift"):
                 return torch.zeros_like(draws.index_B)
-            limit = reach[slot] * side + 1e-4  # 0.29 of 100 must be 29, but float32 gives a little less
+            limit = maxima[slot] * side + 1e-4  # 0.29 of 100 must be 29, but float32 gives a little less
             pixels = math.floor(limit) if isinstance(limit, float) else limit.long()
             return (draws[slot] * (2 * pixels + 1)).long() - pixels
 
         return draw("shift_y", shape[2]), draw("shift_x", shape[3])
 
-    def _recolour(self, images: Tensor, draws: Draws, reach: Reach) -> Tensor:
-        factor = {name: 1 + reach[name] * draws.symmetric(name) for name in ("brightness", "contrast", "saturation")}
-        is_grey = draws["grayscale"] < reach["grayscale"]
+    def _change_colours(self, images: Tensor, draws: Draws, maxima: Maxima) -> Tensor:
+        """Draw the colour changes of each image, and apply them."""
+        factor = {
+            name: 1 + maxima[name] * draws.draw_symmetric(name) for name in ("brightness", "contrast", "saturation")
+        }
+        is_grey = draws["grayscale"] < maxima["grayscale"]
         saturation = torch.where(is_grey, 0.0, factor["saturation"])
-        angle = 2 * math.pi * reach["hue"] * draws.symmetric("hue")
+        angle = 2 * math.pi * maxima["hue"] * draws.draw_symmetric("hue")
         return change_colours(images, factor["brightness"], factor["contrast"], saturation, angle)
 
     def _blank_rectangles(self, images: Tensor, draws: Draws) -> Tensor:
         """Set a rectangle of random area, shape and place to mid grey, in the fraction `erase` of the images."""
         height, width = images.shape[2:]
         area = (0.02 + 0.31 * draws["erase_area"]) * height * width
-        ratio = torch.exp(math.log(1 / 0.3) * draws.symmetric("erase_shape"))
-        mask = rectangle_masks(area, ratio, draws["erase_y"], draws["erase_x"], height, width)
+        height_per_width = torch.exp(math.log(1 / 0.3) * draws.draw_symmetric("erase_shape"))
+        mask = rectangle_masks(area, height_per_width, draws["erase_y"], draws["erase_x"], height, width)
         mask &= (draws["erase"] < self.erase)[:, None, None]
         return images.masked_fill(mask[:, None], 127.5)

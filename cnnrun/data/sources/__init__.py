@@ -1,4 +1,4 @@
-"""The data sources. The union below is the registry: a new source is one module here and one entry in it."""
+"""The data sources. To add one, write its module in this package and add its class to the union `Source`."""
 
 from cnnrun.data.sources.arrays import Arrays
 from cnnrun.data.sources.coco import Coco

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.base.bounded_files import open_file, refuse_expansion
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
@@ -90,14 +91,14 @@ train_images and train_labels, images and labels, x and y)."""
             KeyError,
             RuntimeError,
             NotImplementedError,
-            ValueError,  # numpy takes a file that is no zip for a pickle, which it refuses to read
+            ValueError,  # numpy takes a file that is not a zip for a pickle, which it refuses to read
         ) as error:
             raise DataError(f"{path}: not a .npz file: {escape(str(error))}") from None
         if "train" not in splits:
             problem = f"no training arrays among {join_names(unread) or 'none'}"
             raise DataError(f"{path}: {problem}; name them with data.source.arrays.train: [images, labels]")
         if unread:
-            say(f"{escape(str(path))}: {len(unread):,} array(s) not read: {join_names(unread, 3)}")
+            say(f"{escape(str(path))}: {format_count(len(unread), 'array')} not read: {join_names(unread, 3)}")
         if self.target_kind is not TargetKind.LABELS:
             return SourceContents(tuple(self.labels or ()), splits, number_names=tuple(self.numbers or ()))
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
@@ -107,12 +108,12 @@ train_images and train_labels, images and labels, x and y)."""
         return SourceContents(tuple(names), splits)
 
     def _read_split(self, path: Path, file: Any, images_name: str, targets_name: str) -> Split:
-        images, values = _read_images(path, file, images_name), _read_array(path, file, targets_name)
+        images, values = _read_images(path, file, images_name), _read_npy_array(path, file, targets_name)
         columns = self.labels or self.numbers
         if columns is None:
-            labels = _checked_labels(path, values, targets_name, len(images))
+            labels = _convert_labels(path, values, targets_name, len(images))
             return Split(images, {"labels": labels}, images_name)
-        numbers = _checked_numbers(path, values, targets_name, (len(images), len(columns)))
+        numbers = _convert_numbers(path, values, targets_name, (len(images), len(columns)))
         if self.numbers:
             return Split(images, {"numbers": torch.from_numpy(numbers)}, images_name)
         if bad := np.argwhere((numbers != 0) & (numbers != 1)).tolist():
@@ -142,7 +143,7 @@ def _refuse_large_archive(path: Path) -> None:
 
 def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
     """The images in array `name`, uint8 [N, H, W, C]. Raises DataError if it holds anything else."""
-    images = _read_array(path, file, name)
+    images = _read_npy_array(path, file, name)
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
@@ -152,8 +153,8 @@ def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images)
 
 
-def _checked_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> Tensor:
-    """The labels as int64 [N]. Raises DataError if they are not `count` whole numbers from 0 up."""
+def _convert_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> Tensor:
+    """Convert labels to int64 [N]. Raises DataError if they are not `count` whole numbers from 0 up."""
     if labels.ndim == 2 and labels.shape[1] == 1:  # as MedMNIST writes them
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
@@ -164,8 +165,8 @@ def _checked_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> 
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _checked_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The values as float32 [N, T]; a single column may be written [N]. Raises DataError if one is not finite."""
+def _convert_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Convert numbers to float32 [N, T]; a single column may be written [N]. Raises DataError if one is not finite."""
     if values.ndim == 1:
         values = values[:, None]
     if values.dtype.kind not in "iufb" or values.shape != shape:
@@ -184,7 +185,7 @@ def _checked_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[i
     return numbers
 
 
-def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+def _check_npy_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     """Raise DataError if a header claims more data than the file holds, before memory is allocated for it."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
@@ -197,11 +198,14 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         raise DataError(f"{path}: {escape(name)} claims the shape {list(shape)}, which is more than it holds")
 
 
-def _read_array(path: Path, file: Any, name: str) -> NDArray[Any]:
+def _read_npy_array(path: Path, file: Any, name: str) -> NDArray[Any]:
     """The array `name` of an opened .npz file. Raises DataError if it cannot be read as numbers."""
     try:
-        _check_header(path, file.zip, f"{name}.npy")
+        _check_npy_header(path, file.zip, f"{name}.npy")
         array: NDArray[Any] = file[f"{name}.npy"]  # with its suffix: another member may be called just `name`
+    except KeyError:  # a member of another kind, which numpy lists too
+        problem = "is not an array: its name in the archive does not end in .npy"
+        raise DataError(f"{path}: {escape(name)} {problem}") from None
     except ValueError as error:
         problem = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
         raise DataError(f"{path}: {escape(name)} {problem}") from None

@@ -45,7 +45,7 @@ shows (for `multilabel`)."""
             return contents
         class_count = len(contents.classes)
         if not class_count:
-            raise DataError(f"data.source.{self.kind}: no picture has an object, so there is no class to count")
+            raise DataError(f"data.source.{self.kind}: no image has an object, so there is no class to count")
         counts = {name: _count_objects(split, class_count) for name, split in contents.splits.items()}
         if self.give == "counts":
             targets = {name: {"numbers": counts_NK} for name, counts_NK in counts.items()}
@@ -110,7 +110,7 @@ def build_split(name: str, images: Sequence[AnnotatedImage], origin: str) -> tup
             if problem:
                 bad_boxes.append(BadBox(name, escape(f"{image.where}: {box.id}"), *problem))
         if len(boxes) > _MAX_OBJECTS:
-            raise DataError(f"{escape(image.where)}: {len(boxes):,} objects in one picture; at most {_MAX_OBJECTS:,}")
+            raise DataError(f"{escape(image.where)}: {len(boxes):,} objects in one image; at most {_MAX_OBJECTS:,}")
         boxes_by_image.append(boxes)
     sizes_N2 = np.array([image.size for image in images], np.int64).reshape(-1, 2)
     files = Files([image.path for image in images])
@@ -183,6 +183,6 @@ def _refuse_other_units(images: Sequence[AnnotatedImage]) -> None:
             fit_as_corners += x2 - x1 <= width and y2 - y1 <= height and x2 - x1 > x1 and y2 - y1 > y1
     if outside > max(1, 0.01 * count) and fit_as_corners > 0.9 * outside:
         raise DataError(
-            f"{where}: {outside:,} of {count:,} boxes reach out of their pictures, and would not "
+            f"{where}: {outside:,} of {count:,} boxes reach out of their images, and would not "
             "if they were written as x1, y1, x2, y2; COCO's bbox is x, y, width, height"
         )

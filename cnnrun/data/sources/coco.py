@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnnrun.base.bounded_files import read_json_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
@@ -79,7 +80,7 @@ class _AnnotationFile:
             raise DataError(f"{path}: not a COCO file: needs images, annotations and categories") from None
         for key, rows in (("images", self._images), ("annotations", self._annotations), ("categories", categories)):
             if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
-                raise DataError(f"{path}: {key} is no list of entries with an id")
+                raise DataError(f"{path}: {key} is not a list of entries with an id")
             self._check_ids(key, rows)
         self.categories = {row["id"]: row.get("name") for row in sorted(categories, key=lambda row: row["id"])}
         for category_id, name in self.categories.items():
@@ -93,9 +94,9 @@ class _AnnotationFile:
         seen: set[Any] = set()
         for row in rows:
             if not isinstance(row["id"], int) or isinstance(row["id"], bool):
-                raise DataError(f"{self.path}: {key}: the id {escape(str(row['id']))!r} is no whole number")
+                raise DataError(f"{self.path}: {key}: the id {escape(str(row['id']))!r} is not a whole number")
             if row["id"] in seen:
-                raise DataError(f"{self.path}: {key}: the id {row['id']} stands twice")
+                raise DataError(f"{self.path}: {key}: the id {row['id']} is used twice")
             seen.add(row["id"])
 
     def annotated_images(self, folder: Path, category_ids: list[int]) -> list[AnnotatedImage]:
@@ -111,7 +112,7 @@ class _AnnotationFile:
             if problem := path_problem(name):
                 problems.append(f"{self.path}: image {row['id']}: file_name {escape(name)!r} {problem}")
             elif first_id != row["id"]:  # the objects of either entry would be background in the other
-                repeat = f"image {row['id']}: file_name {escape(name)!r} stands at image {first_id} already"
+                repeat = f"image {row['id']}: file_name {escape(name)!r} is already that of image {first_id}"
                 problems.append(f"{self.path}: {repeat}; give both one id")
             elif not all(type(side) is int and 0 < side <= _MAX_SIDE_PX for side in size):
                 problems.append(f"{self.path}: image {row['id']}: needs height and width, has {size}")
@@ -131,25 +132,23 @@ class _AnnotationFile:
             image.boxes.append(box)
         refuse_problems(problems)
         if ignored := sum(bool(row.get("ignore")) and not row.get("iscrowd") for row in self._annotations):
-            say(
-                f"{self.path}: {ignored:,} annotation(s) with `ignore` are used as objects; "
-                "write `iscrowd: 1` to ignore one"
-            )
+            counted = format_count(ignored, "annotation")
+            say(f"{self.path}: `ignore` has no effect on {counted}; write `iscrowd: 1` to ignore one")
         return list(images.values())
 
 
 def _annotation_problem(row: dict[str, Any], images: dict[int, AnnotatedImage], labels: dict[int, int]) -> str | None:
-    """Reason that an annotation cannot be used wherever its box lies, or None."""
+    """Reason that an annotation is unusable regardless of the position of its box, or None."""
     for key, known in (("image_id", images), ("category_id", labels)):
         if isinstance(row.get(key), str):
             return f"its {key} is the text {escape(row[key])[:80]!r}; expected a whole number"
         if type(row.get(key)) is not int or row[key] not in known:
-            return f"of {key.removesuffix('_id')} {escape(str(row.get(key)))[:80]}, which is not there"
+            return f"its {key} is {escape(str(row.get(key)))[:80]}, but there is no such {key.removesuffix('_id')}"
     box, area = row.get("bbox"), row.get("area")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
         return "bbox is not [x, y, width, height]"
     if area is not None and not (_is_number(area) and area >= 0):
-        return "its area is no number of square pixels"
+        return "its area is not a number of square pixels"
     return None if row.get("iscrowd", 0) in (0, 1) else "iscrowd is neither 0 nor 1"
 
 
@@ -163,11 +162,11 @@ def _read_json(path: Path) -> Any:
     def build_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
-            raise ValueError(f"a key stands twice among {', '.join(sorted(content))[:100]}")
+            raise ValueError(f"a key appears twice among {', '.join(sorted(content))[:100]}")
         return content
 
     def refuse_constant(word: str) -> Any:
-        raise ValueError(f"{word} is no JSON")
+        raise ValueError(f"{word} is not JSON")
 
     data = read_json_bytes(path, DataError, _MAX_JSON)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files, is_clutter
@@ -57,12 +58,20 @@ class Folder(SourceSpec):
         classes = self.classes or sorted({name for folder in class_folders for name in _class_names(folder)})
         if len(classes) < 2:
             raise DataError(f"{folders['train']}: needs a folder for each of two or more classes; has {len(classes)}")
+        self._refuse_unknown_folders(folders, classes)
         splits = {
             name: _read_split(folder, classes, root, name, has_disjoint_classes) for name, folder in folders.items()
         }
         if self.pairs is not None:
             splits = _add_pairs(splits, classes, Path(self.pairs))
         return SourceContents(tuple(classes), splits)
+
+    def _refuse_unknown_folders(self, folders: Mapping[str, Path], classes: Sequence[str]) -> None:
+        """Raise DataError if the folder of a split holds a folder that is not a class."""
+        problem = "is not in data.source.folder.classes" if self.classes else "is not a class of the training split"
+        for folder in folders.values():
+            if unknown := [name for name in _class_names(folder) if name not in classes]:
+                raise DataError(f"{folder}: folder {escape(unknown[0])!r} {problem}")
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -76,9 +85,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _say_unread(folder: Path, read: Sequence[Path], level: Literal["splits", "classes"]) -> None:
+def _say_unread(folder: Path, read_paths: Sequence[Path], level: Literal["splits", "classes"]) -> None:
     """Say which entries of a folder of splits or classes are not read; `_read_split` reports images without a class."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry not in read and not is_clutter(entry.name))
+    names = sorted(entry.name for entry in folder.iterdir() if entry not in read_paths and not is_clutter(entry.name))
     if level == "classes":
         names = [name for name in names if (folder / name).is_file() and not is_image_name(name)]
     if names:
@@ -101,7 +110,7 @@ def _add_pairs(splits: dict[str, Split], classes: list[str], path: Path) -> dict
         is_test = torch.tensor([name in people for name in classes])[train.targets["labels"]]
         splits = splits | {"train": _select(train, ~is_test), "test": _select(train, is_test)}
         if is_test.all():
-            raise DataError(f"{path}: names every person; nobody is left to train on")
+            raise DataError(f"{path}: lists every person, so none is left to train on")
     test = splits["test"]
     images_by_person: dict[str, list[tuple[str, int]]] = {}
     for index, label in enumerate(test.targets["labels"].tolist()):
@@ -120,26 +129,23 @@ def _select(split: Split, mask: Tensor) -> Split:
 def _read_split(folder: Path, classes: list[str], root: Path, split: str, has_disjoint_classes: bool) -> Split:
     """List the images of a split, class by class.
 
-    Raises DataError for an unknown class folder, and for a class without images in train. With `has_disjoint_classes`,
-    a class that has no folder in train is allowed: it may be in another split.
+    Raises DataError for a class without images in train. With `has_disjoint_classes`, a class that
+    has no folder in train is allowed: it may be in another split.
     """
     loose = [entry.name for entry in folder.iterdir() if entry.is_file() and is_image_name(entry.name)]
     if loose:
-        example = escape(min(loose))
-        say(f"{escape(str(folder))}: {len(loose)} picture(s) outside the class folders left out, such as {example!r}")
-    unknown = [name for name in _class_names(folder) if name not in classes]
-    if unknown:
-        raise DataError(f"{folder}: folder {escape(unknown[0])!r} is not a class of the training split")
+        left_out = format_count(len(loose), "image")
+        say(f"{escape(str(folder))}: left out {left_out} outside the class folders, such as {escape(min(loose))!r}")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = _image_paths(folder / name, root)
         if not files and split == "train" and not (has_disjoint_classes and not (folder / name).exists()):
-            raise DataError(f"{folder / name}: no pictures ({SUFFIX_LIST}) for this class")
+            raise DataError(f"{folder / name}: no images ({SUFFIX_LIST}) for this class")
         paths += files
         labels += [label] * len(files)
     if not paths:
-        raise DataError(f"{folder}: no pictures")
+        raise DataError(f"{folder}: no images")
     return Split(Files(paths), {"labels": torch.tensor(labels)}, str(folder))
 
 
@@ -170,8 +176,8 @@ def _image_paths(folder: Path, root: Path) -> list[str]:
             if not is_clutter(name):
                 (paths if is_image_name(name) else left_out).append(f"{parent}{os.sep}{name}")
     if left_out:
-        example = Path(left_out[0]).name
-        say(f"{escape(str(folder))}: {len(left_out)} file(s) of other kinds left out, such as {example!r}")
+        counted, example = format_count(len(left_out), "file"), Path(left_out[0]).name
+        say(f"{escape(str(folder))}: left out {counted} of other kinds, such as {example!r}")
     for link in filter(Path.is_symlink, map(Path, paths)):
         if not link.resolve().is_relative_to(resolved_root):
             raise DataError(f"{escape(str(link))}: a link to outside {root}; copy the file in")

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.base.bounded_files import open_file, open_gzip, refuse_expansion
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data.class_names import numbered_classes
@@ -82,14 +83,15 @@ def _read_split(folder: Path, prefix: str) -> Split:
     images_path, labels_path = _find_file(folder, prefix, "images"), _find_file(folder, prefix, "labels")
     if images_path is None or labels_path is None:
         raise DataError(f"{folder}: {prefix}-labels-idx1-ubyte is missing")
-    images, labels = _read_array(images_path, "images"), _read_array(labels_path, "labels")
+    images, labels = _read_idx_array(images_path, "images"), _read_idx_array(labels_path, "labels")
     if len(images) != len(labels):
-        raise DataError(f"{folder}: {len(images)} pictures but {len(labels)} labels for {prefix}")
+        counts = f"{format_count(len(images), 'image')} but {format_count(len(labels), 'label')}"
+        raise DataError(f"{folder}: {counts} for {prefix}")
     targets = {"labels": torch.from_numpy(labels.astype(np.int64))}
     return Split(images[..., None], targets, images_path.name)
 
 
-def _read_array(path: Path, content: str) -> NDArray[np.uint8]:
+def _read_idx_array(path: Path, content: str) -> NDArray[np.uint8]:
     """The array in an IDX file, which is a magic number, the sizes as big-endian 32-bit integers, then the bytes.
 
     Raises DataError if the file is not one of `content` (images or labels), or is longer or shorter than it claims.

@@ -78,38 +78,38 @@ def pair_targets(
 ) -> Tensor:
     """The pairs as targets of `count` images, int64 [N, P, 2]: the second image and the fold, in the row of the first.
 
-    Places without a pair are -1. Raises DataError with a line for every mistake.
+    Cells without a pair are -1. Raises DataError with a line for every mistake.
     """
     problems, pairs, line_of_pair = [], list[tuple[int, int]](), dict[tuple[int, int], int]()
     for line in lines:
-        sides = [_find_image(images, *side) for side in zip(line.people, line.images, strict=True)]
+        sides = [_find_person_image(images, *side) for side in zip(line.people, line.images, strict=True)]
         side_problems = [side for side in sides if isinstance(side, str)]
         first, second = (side if isinstance(side, int) else -1 for side in sides)
         pair = min(first, second), max(first, second)
         if side_problems:
             problems.append(f"{path}:{line.number}: {side_problems[0]}")
         elif first == second:
-            problems.append(f"{path}:{line.number}: the picture is compared with itself")
+            problems.append(f"{path}:{line.number}: the image is compared with itself")
         elif (earlier_line := line_of_pair.get(pair)) is not None:
-            problems.append(f"{path}:{line.number}: the pair of line {earlier_line} again")
+            problems.append(f"{path}:{line.number}: repeats the pair of line {earlier_line}")
         line_of_pair[pair] = line.number
         pairs.append((first, second))
     refuse_problems(problems)
     return _pad_pairs(pairs, _assign_folds(path, [line.people[0] == line.people[1] for line in lines], header), count)
 
 
-def _find_image(images: ImagesByPerson, person: str, image: str) -> int | str:
+def _find_person_image(images: ImagesByPerson, person: str, image_name: str) -> int | str:
     """The index of an image, or a message if it is not found."""
     if person not in images:
-        return f"nobody is called {escape(person)!r} in the test pictures"
-    lfw_names = [f"{person}_{int(image):04d}"] if _NUMBER.fullmatch(image) else []
-    for candidate in (image, *lfw_names):
+        return f"no person in the test images is called {escape(person)!r}"
+    lfw_names = [f"{person}_{int(image_name):04d}"] if _NUMBER.fullmatch(image_name) else []
+    for candidate in (image_name, *lfw_names):
         indices = [index for name, index in images[person] if candidate in (name, PurePath(name).stem)]
         if len(indices) > 1:
-            return f"{escape(person)!r} has {len(indices)} pictures {escape(candidate)!r}"
+            return f"{escape(person)!r} has {len(indices)} images {escape(candidate)!r}"
         if indices:
             return indices[0]
-    return f"{escape(person)!r} has no picture {escape(image)!r}"
+    return f"{escape(person)!r} has no image {escape(image_name)!r}"
 
 
 def _assign_folds(path: Path, is_same: list[bool], header: tuple[int, int] | None) -> list[int]:

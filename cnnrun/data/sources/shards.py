@@ -36,14 +36,14 @@ from cnnrun.data import cache
 from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES
 
-FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
+_FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
 _PIPES_VARIABLE = "CNNRUN_PIPES"  # the deprecated name, which allows commands but not URLs
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
 _MAX_LABEL_BYTES, _MAX_SHARDS = 4096, 100_000
 _MAX_HEADER_BYTES = 16 << 20  # of a tar's extended headers, which tarfile reads in one piece
 _TIMEOUT_SECONDS = 30
 
-Urls = str | Annotated[list[str], Field(min_length=1)]
+ShardAddresses = str | Annotated[list[str], Field(min_length=1)]
 
 
 class Shards(SourceSpec):
@@ -52,11 +52,11 @@ class Shards(SourceSpec):
     kind = "shards"
     main = "train"
 
-    train: Urls
+    train: ShardAddresses
     """The training shards, one or a list; {0000..0009} stands for a range of numbers."""
-    val: Urls | None = None
+    val: ShardAddresses | None = None
     """The validation shards."""
-    test: Urls | None = None
+    test: ShardAddresses | None = None
     """The test shards."""
     label: str = "cls"
     """The extension of the member that holds the label: a whole number or a name."""
@@ -78,31 +78,31 @@ class Shards(SourceSpec):
                 for i, label in enumerate(labels)
                 if (problem := missing_value_problem(label))
             )
-        are_whole = all(re.fullmatch("[0-9]{1,9}", label) for label in all_labels)
-        highest = max(map(int, all_labels)) if are_whole else None
-        if not self.classes and highest is not None and highest < 2 * len(set(all_labels)) + 10:
-            # Whole numbers from 0 up are class indices: a number that no training sample has is a class too.
-            classes = [str(i) for i in range(1 + highest)]
-        label_index = {name: i for i, name in enumerate(classes)}
-        if self.classes and highest is not None:
-            label_index = {str(i): i for i in range(len(classes))}
+        if self._are_class_indices(all_labels):
+            if not self.classes:  # a number that no training sample has is a class too
+                classes = [str(i) for i in range(1 + max(map(int, all_labels)))]
+            label_index = {label: int(label) for label in set(all_labels) if int(label) < len(classes)}
+        else:
+            label_index = {name: i for i, name in enumerate(classes)}
         refuse_problems(
-            [
-                f"{members[i]}: its label {escape(label)!r} is not a class"
-                for members, labels in samples.values()
-                for i, label in enumerate(labels)
-                if label not in label_index
-            ]
+            f"{members[i]}: its label {escape(label)!r} is not a class"
+            for members, labels in samples.values()
+            for i, label in enumerate(labels)
+            if label not in label_index
         )
-        return SourceContents(
-            tuple(classes),
-            {
-                split: Split(members, {"labels": torch.tensor([label_index[label] for label in labels])}, "shards")
-                for split, (members, labels) in samples.items()
-            },
-        )
+        splits = {
+            split: Split(members, {"labels": torch.tensor([label_index[label] for label in labels])}, "shards")
+            for split, (members, labels) in samples.items()
+        }
+        return SourceContents(tuple(classes), splits)
 
-    def _list_samples(self, urls: Urls) -> tuple[Members, list[str]]:
+    def _are_class_indices(self, labels: list[str]) -> bool:
+        """Return whether all labels are whole numbers and, unless `classes` names them, few numbers are left out."""
+        if not all(re.fullmatch("[0-9]{1,9}", label) for label in labels):
+            return False
+        return bool(self.classes) or max(map(int, labels)) < 2 * len(set(labels)) + 10
+
+    def _list_samples(self, urls: ShardAddresses) -> tuple[Members, list[str]]:
         """The images in these shards, and their labels as they are written. Raises DataError if there are none."""
         shards = [self._local_path(url) for url in _expand_braces([urls] if isinstance(urls, str) else urls)]
         locations: list[tuple[int, str, int, int]] = []
@@ -112,7 +112,7 @@ class Shards(SourceSpec):
                 locations.append((shard_index, name, offset, size))
                 labels.append(label)
         if not locations:
-            raise DataError(f"{shards[0]}: no sample with a picture and a .{self.label} member")
+            raise DataError(f"{shards[0]}: no sample with an image and a .{self.label} member")
         return Members(shards, locations), labels
 
     def _local_path(self, url: str) -> Path:
@@ -132,20 +132,19 @@ class Shards(SourceSpec):
         path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
         check_ownership(path, "give data.source.shards.copies a folder of your own")
         if not path.exists():
-            action = "run a command" if is_command else "fetch from the network"
-            if not is_fetch_allowed(is_command):
-                raise DataError(f"{escape(url)}: a config may not {action}; `cnnrun --fetch COMMAND ...` allows it")
+            _check_permission(url, is_command)
             say(f"fetching {escape(url)} into {path}")
             _fetch(url, path)
         return path
 
 
-def is_fetch_allowed(is_command: bool) -> bool:
-    """Return whether configs may fetch URLs and run commands; `--fetch` and CNNRUN_FETCH=1 allow it."""
+def _check_permission(url: str, is_command: bool) -> None:
+    """Raise DataError unless `--fetch` or CNNRUN_FETCH=1 lets configs fetch URLs and run commands."""
     if is_command and os.environ.get(_PIPES_VARIABLE) == "1":
-        say(f"{_PIPES_VARIABLE} is deprecated: use `cnnrun --fetch`, or {FETCH_VARIABLE}=1")
-        return True
-    return os.environ.get(FETCH_VARIABLE) == "1"
+        say(f"{_PIPES_VARIABLE} is deprecated: use `cnnrun --fetch`, or {_FETCH_VARIABLE}=1")
+    elif os.environ.get(_FETCH_VARIABLE) != "1":
+        action = "run a command" if is_command else "fetch from the network"
+        raise DataError(f"{escape(url)}: a config may not {action}; `cnnrun --fetch COMMAND ...` allows it")
 
 
 def _expand_braces(urls: list[str]) -> list[str]:
@@ -275,11 +274,11 @@ def _index_shard(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]
                     yield from _index_sample(shard, file, sample, label)
                     key, sample = member_key, {}
                 if extension.lower() in sample:
-                    raise DataError(f"{shard}/{escape(member.name)}: stands twice in its sample")
+                    raise DataError(f"{shard}/{escape(member.name)}: is in its sample twice")
                 sample[extension.lower()] = member  # in lower case, as in webdataset
             yield from _index_sample(shard, file, sample, label)
     except RecursionError:  # tarfile calls itself for each extended header in a row
-        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row; write the tar anew") from None
+        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row; create the tar again") from None
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{escape(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked") from None
 
@@ -290,12 +289,12 @@ def _index_sample(
     """Yield the entry of a sample; nothing if it has neither image nor label. Raises DataError if it lacks one."""
     images = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
     if not images and label in sample:
-        raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no picture ({SUFFIX_LIST})")
+        raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no image ({SUFFIX_LIST})")
     if not images:
         return
     name = escape(f"{shard}/{images[0].name}")
     if len(images) > 1:
-        raise DataError(f"{name}: its sample has {len(images)} pictures; expected one")
+        raise DataError(f"{name}: its sample has {len(images)} images; expected one")
     if label not in sample:
         raise DataError(f"{name}: its sample has no .{label} member")
     if sample[label].size > _MAX_LABEL_BYTES:

@@ -25,7 +25,7 @@ from cnnrun.data.split_names import parse_split_name
 from cnnrun.data.targets import float32_problem
 
 _MAX_NUMBER = 1e30
-_BOOLEANS = {"true": True, "false": False}  # in any case, as pandas writes them
+_BOOLEAN_WORDS = {"true": True, "false": False}  # in any case, as pandas writes them
 _BRACKETS = ("[]", "{}")  # around lists that Python or JSON wrote
 
 
@@ -59,13 +59,13 @@ one for each class."""
     """The classes in the order of their labels; by default the labels sorted."""
 
     @model_validator(mode="after")
-    def _refuse_unused_settings(self) -> Self:
+    def _check_target_settings(self) -> Self:
         if (self.label != "label") + (self.labels is not None) + (self.numbers is not None) > 1:
             raise ValueError("give one of label, labels and numbers")
         if repeated := [name for name in self._target_columns if self._target_columns.count(name) > 1]:
-            raise ValueError(f"column {repeated[0]!r} stands twice")
+            raise ValueError(f"column {repeated[0]!r} is listed twice")
         if self.classes and (self.numbers or isinstance(self.labels, list)):
-            raise ValueError("classes is for a single column of labels; remove it")
+            raise ValueError("classes does not go with numbers, or with one column per class in labels; remove it")
         if self.separator != ";" and not isinstance(self.labels, str):
             raise ValueError("separator is for a column that lists labels; remove it")
         return self
@@ -87,9 +87,9 @@ one for each class."""
             raise DataError(f"{escape(str(root))}: no such folder (data.source.table.root)")
         rows = read_rows(path)
         columns = self._target_columns
-        split = self._find_column(rows, self.split, "split")
-        group = self._find_column(rows, self.group, "group")
-        needed = [self.image_column, *columns, *(column for column in (split, group) if column)]
+        split_column = self._find_column(rows, self.split, "split")
+        group_column = self._find_column(rows, self.group, "group")
+        needed = [self.image_column, *columns, *(column for column in (split_column, group_column) if column)]
         if missing := [column for column in needed if column not in rows.columns]:
             raise DataError(f"{path}: has no column {escape(missing[0])!r} (columns: {join_names(list(rows.columns))})")
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # an image without any of the classes
@@ -99,13 +99,13 @@ one for each class."""
         for column in dict.fromkeys(needed[1:]):  # ' cat' and 'cat' are one class
             rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
         name_columns = [] if self.has_declared_classes or self.numbers else columns
-        refuse_problems(_missing_value_problems(rows, [*name_columns, *([group] if group else [])]))
-        split_of_row = _row_splits(rows, split)
-        self._say_unread(rows, split, group)
+        refuse_problems(_missing_value_problems(rows, [*name_columns, *([group_column] if group_column else [])]))
+        split_of_row = _row_splits(rows, split_column)
+        self._say_unread(rows, split_column, group_column)
         has_classes = [has_disjoint_classes or name == "train" for name in split_of_row]
         classes, targets = self._read_targets(rows, columns, has_classes)
         paths = rows.columns[self.image_column]
-        groups = _number_groups(rows.columns[group]) if group else None
+        groups = _number_groups(rows.columns[group_column]) if group_column else None
         splits = {}
         for name in ("train", "val", "test"):
             members = [i for i, row_split in enumerate(split_of_row) if row_split == name]
@@ -121,12 +121,13 @@ one for each class."""
         used = {self.image_column, *self._target_columns}
         return setting or (default if default in rows.columns and default not in used else None)
 
-    def _say_unread(self, rows: Rows, split: str | None, group: str | None) -> None:
+    def _say_unread(self, rows: Rows, split_column: str | None, group_column: str | None) -> None:
         """Say which columns look like splits or groups but are not read."""
-        unread = [name for name in rows.columns if name not in {self.image_column, *self._target_columns, split, group}]
+        used = {self.image_column, *self._target_columns, split_column, group_column}
+        unread = [name for name in rows.columns if name not in used]
         splits = [name for name in unread if name.strip().casefold() == "split" or _are_splits(rows.columns[name])]
         groups = [name for name in unread if name.strip().casefold() == "group"]
-        for setting, names in (("split", [] if split else splits), ("group", [] if group else groups)):
+        for setting, names in (("split", [] if split_column else splits), ("group", [] if group_column else groups)):
             for name in map(escape, names):
                 advice = f"if it holds the {setting}, write `{setting}: {name}` (data.source.table)"
                 say(f"{escape(str(rows.path))}: column {name!r} is not read; {advice}")
@@ -137,46 +138,55 @@ one for each class."""
         return [columns] if isinstance(columns, str) else columns
 
     def _read_targets(
-        self, rows: Rows, columns: list[str], has_classes: list[bool]
+        self, rows: Rows, columns: list[str], is_class_row: list[bool]
     ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """The classes, and the targets of every row. Undeclared classes are gathered where `has_classes` is true."""
+        """The classes, and the targets of every row. Undeclared classes are collected from the class rows."""
         if self.numbers:
             return (), {"numbers": _read_numbers(rows, columns)}
         if isinstance(self.labels, list):
             return tuple(self.labels), {"present": _read_booleans(rows, columns)}
         if self.labels:
-            return self._read_label_sets(rows, rows.columns[self.labels], has_classes)
+            return self._read_label_sets(rows, rows.columns[self.labels], is_class_row)
         labels = _read_one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
-        gathered = sorted_classes(label for label, gathers in zip(labels, has_classes, strict=True) if gathers)
-        classes = self.classes or (self.label if isinstance(self.label, list) else gathered)
+        collected = sorted_classes(label for label, is_used in zip(labels, is_class_row, strict=True) if is_used)
+        classes = self.classes or (self.label if isinstance(self.label, list) else collected)
         label_index = {name: i for i, name in enumerate(classes)}
-        _refuse_unknown_labels(rows, [[label] for label in labels], label_index)
+        self._refuse_unknown_labels(rows, [[label] for label in labels], label_index)
         return tuple(classes), {"labels": torch.tensor([label_index[label] for label in labels])}
 
     def _read_label_sets(
-        self, rows: Rows, cells: list[str], has_classes: list[bool]
+        self, rows: Rows, cells: list[str], is_class_row: list[bool]
     ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """The classes and targets of a column that lists the labels of each row."""
         sets = [[label for text in cell.split(self.separator) if (label := clean_cell(text))] for cell in cells]
         refuse_problems(
-            f"{rows.location(i)}: {escape(label)!r} stands twice"
+            f"{rows.location(i)}: {escape(label)!r} is listed twice"
             for i, labels in enumerate(sets)
             for label in dict.fromkeys(labels)
             if labels.count(label) > 1
         )
-        gathered = (label for labels, gathers in zip(sets, has_classes, strict=True) if gathers for label in labels)
-        classes = self.classes or sorted_classes(gathered)
+        collected = (label for labels, is_used in zip(sets, is_class_row, strict=True) if is_used for label in labels)
+        classes = self.classes or sorted_classes(collected)
         if not classes:
             raise DataError(f"{rows.path}: no training row has a label in {escape(str(self.labels))!r}")
         if not self.classes:
             refuse_problems(self._list_problems(rows, sets))
             self._say_joined_classes(rows, set(classes))
         label_index = {name: i for i, name in enumerate(classes)}
-        _refuse_unknown_labels(rows, sets, label_index)
+        self._refuse_unknown_labels(rows, sets, label_index)
         present = torch.zeros(len(rows), len(classes), dtype=torch.bool)
         for i, labels in enumerate(sets):
             present[i, [label_index[label] for label in labels]] = True
         return tuple(classes), {"present": present}
+
+    def _refuse_unknown_labels(self, rows: Rows, sets: Sequence[Sequence[str]], label_index: dict[str, int]) -> None:
+        problem = "is not in data.source.table.classes" if self.classes else "is not a class of the training rows"
+        refuse_problems(
+            f"{rows.location(i)}: {escape(label)!r} {problem}"
+            for i, labels in enumerate(sets)
+            for label in labels
+            if label not in label_index
+        )
 
     def _list_problems(self, rows: Rows, sets: list[list[str]]) -> Iterator[str]:
         """Yield a line for each label that is a list itself: with another separator, or in Python's or JSON's brackets.
@@ -246,15 +256,6 @@ def _number_groups(names: list[str]) -> Tensor:
     return torch.tensor([numbers[name] for name in names])
 
 
-def _refuse_unknown_labels(rows: Rows, sets: Sequence[Sequence[str]], label_index: dict[str, int]) -> None:
-    refuse_problems(
-        f"{rows.location(i)}: {escape(label)!r} is not a class of the training rows"
-        for i, labels in enumerate(sets)
-        for label in labels
-        if label not in label_index
-    )
-
-
 def _cell_problems(
     rows: Rows, columns: list[str], image_column: str, path_problem: Callable[[str], str | None]
 ) -> Iterator[str]:
@@ -268,7 +269,7 @@ def _cell_problems(
         if path.strip() and (problem := path_problem(path)):
             yield f"{rows.location(i)}: {escape(path)!r} {problem}"
         elif path in first_row:
-            yield f"{rows.location(i)}: {escape(path)!r} stands in line {rows.lines[first_row[path]]} already"
+            yield f"{rows.location(i)}: {escape(path)!r} is already in line {rows.lines[first_row[path]]}"
         first_row.setdefault(path, i)
 
 
@@ -313,8 +314,8 @@ def _read_booleans(rows: Rows, columns: list[str]) -> Tensor:
 
 
 def _read_numbers(rows: Rows, columns: list[str]) -> Tensor:
-    """The cells as float32 [N, T]. Raises DataError for cells that are no numbers or too fine for float32."""
-    values = [[_parse_number(cell) for cell in rows.columns[column]] for column in columns]
+    """The cells as float32 [N, T]. Raises DataError for cells that are not numbers, or too fine for float32."""
+    values = [[_parse_cell_number(cell) for cell in rows.columns[column]] for column in columns]
     refuse_problems(
         f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected a number, such as "
         "-1.5 or 2e3"
@@ -330,7 +331,7 @@ def _read_numbers(rows: Rows, columns: list[str]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).T.contiguous()
 
 
-def _parse_number(cell: str) -> float | None:
+def _parse_cell_number(cell: str) -> float | None:
     """A decimal number below 1e30, or None. Python's own `float` would accept 1_000 and nan."""
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell, re.ASCII):
         return None
@@ -338,8 +339,8 @@ def _parse_number(cell: str) -> float | None:
 
 
 def _parse_boolean(cell: str) -> bool | None:
-    if cell.casefold() in _BOOLEANS:
-        return _BOOLEANS[cell.casefold()]
+    if cell.casefold() in _BOOLEAN_WORDS:
+        return _BOOLEAN_WORDS[cell.casefold()]
     try:
         return {0.0: False, 1.0: True}.get(float(cell))
     except ValueError:

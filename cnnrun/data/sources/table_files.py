@@ -25,7 +25,7 @@ _BATCH_ROWS = 10_000  # of a Parquet file, read at a time
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of text; `lines` are the line numbers of the rows in the file."""
+    """Columns of text; `lines` locate the rows in messages: last lines in CSV and TSV, row numbers in Parquet."""
 
     path: Path
     columns: dict[str, list[str]]
@@ -48,10 +48,10 @@ def read_rows(path: Path) -> Rows:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            # skipinitialspace: quotes after a blank are still quotes, and no part of the cell.
+            # skipinitialspace: quotes after a blank are still quotes, not part of the cell.
             reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             header = next(reader, [])
-            _check_header(path, header, delimiter)
+            _check_column_names(path, header, delimiter)
             columns: list[list[str]] = [[] for _ in header]
             lines = array("q")
             for row in reader:
@@ -80,7 +80,7 @@ def _check_size(path: Path, rows: int, columns: int) -> None:
         check_fits_memory(path, rows * columns * _CELL_BYTES, DataError)
 
 
-def _check_header(path: Path, header: list[str], delimiter: str) -> None:
+def _check_column_names(path: Path, header: list[str], delimiter: str) -> None:
     """Raise DataError if the column names are missing, too many, repeated, or separated by another delimiter."""
     if not header:
         raise DataError(f"{path}: empty")
@@ -90,7 +90,7 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}:1: one column {escape(header[0])!r}; separate columns by {delimiter!r}")
     for name, count in Counter(header).items():
         if count > 1:
-            raise DataError(f"{path}:1: column {escape(name)!r} stands twice")
+            raise DataError(f"{path}:1: column {escape(name)!r} appears twice")
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -104,7 +104,7 @@ def _read_parquet(path: Path) -> Rows:
             parquet = ParquetFile(file, pre_buffer=False)
             metadata = parquet.metadata
             names = list(parquet.schema_arrow.names)
-            _check_header(path, names, ",")
+            _check_column_names(path, names, ",")
             _check_size(path, metadata.num_rows, metadata.num_columns)
             check_fits_memory(path, metadata.num_rows * metadata.num_columns * _CELL_BYTES, DataError)
             columns = _read_columns(path, parquet, names)
@@ -124,7 +124,7 @@ def _read_columns(path: Path, parquet: Any, names: list[str]) -> dict[str, list[
         for name, column in zip(names, batch.columns, strict=True):
             _check_cells(path, name, column)
             cells = ["" if cell is None else str(cell) for cell in column.to_pylist()]
-            text_bytes += sum(map(len, cells))
+            text_bytes += sum(len(cell.encode()) for cell in cells)
             columns[name] += cells
         if text_bytes > max_unpacked_bytes(file_bytes):
             refuse_expansion(path, file_bytes, text_bytes, DataError)

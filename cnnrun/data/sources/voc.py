@@ -93,7 +93,9 @@ class Voc(BoxSource):
         boxes = []
         for number, (label, is_difficult, corners) in enumerate(annotation.objects, 1):
             if label not in label_index:
-                problems.append(f"{escape(annotation.where)}: object {number} is a {escape(label)!r}, not a class")
+                problems.append(
+                    f"{escape(annotation.where)}: object {number} is a {escape(label)!r}, which is not a class"
+                )
                 continue
             x1, y1, x2, y2 = corners
             role = DIFFICULT if is_difficult and self.difficult == "ignore" else OBJECT
@@ -105,10 +107,10 @@ class Voc(BoxSource):
 def _say_unread_lists(root: Path, list_names: dict[str, str]) -> None:
     """Say which lists are named like a split that has no list, and are not read."""
     main = root / "ImageSets" / "Main"
-    read = {main / f"{name}.txt" for name in list_names.values()}
+    read_lists = {main / f"{name}.txt" for name in list_names.values()}
     for path in sorted(path for folder in (root, main.parent, main) for path in folder.glob("*.txt")):
         split = "train" if path.stem == "trainval" else parse_split_name(path.stem)
-        if split and split not in list_names and path not in read:
+        if split and split not in list_names and path not in read_lists:
             say(f"{escape(str(path))}: not read; put lists in ImageSets/Main and name them with data.source.voc.splits")
 
 
@@ -117,12 +119,12 @@ def _parse_list(path: Path, lines: list[str]) -> list[str]:
     words = [line.strip().rsplit(None, 1) for line in lines if line.strip()]
     flags = [pair[1] if len(pair) == 2 and pair[1] in ("-1", "0", "1") else "" for pair in words]
     if all(flags) and "-1" in flags:
-        raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all pictures")
+        raise DataError(f"{path}: a list of one class, with -1 for images without it; give a list of all images")
     names = [pair[0] if flag else " ".join(pair) for pair, flag in zip(words, flags, strict=True)]
     names = [Path(name).stem if is_image_name(name) else name for name in names]
     if not names:
-        raise DataError(f"{path}: names no picture")
+        raise DataError(f"{path}: lists no images")
     if len(set(names)) < len(names):
         repeated = Counter(names).most_common(1)[0][0]
-        raise DataError(f"{path}: names {escape(repeated)!r} twice")
+        raise DataError(f"{path}: lists {escape(repeated)!r} twice")
     return names

@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from xml.parsers import expat
 
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import is_clutter
 from cnnrun.base.progress import say
@@ -21,9 +22,9 @@ from cnnrun.data.image_files import image_errors, is_image_name, read_image_byte
 _MAX_XML_BYTES = 16 << 20
 _MAX_DEPTH, _MAX_ELEMENTS = 64, 500_000  # of the XML tree
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+_DIFFICULT_VALUES = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
 _MAX_SIDE_PX = 1_000_000
-# The elements that are read. The same name in another case is refused, for it would be ignored.
+# The elements that are read. The same name in another case is refused because it would be ignored silently.
 _TAGS = ("annotation", "filename", "size", "width", "height", "object", "name", "difficult", "bndbox", *_SIDES)
 _BOX_PARENTS = ("object", "part")
 
@@ -67,7 +68,7 @@ class VocFolder:
             path = self._find_image(name, (tree.findtext("filename") or "").strip())
             if (earlier := self._annotation_of_image.setdefault(str(path), files[0])) != files[0]:
                 problem = f"describes {escape(path.name)}, as {escape(earlier)} does"
-                raise _AnnotationError(f"{problem}; a picture has one annotation file")
+                raise _AnnotationError(f"{problem}; an image has one annotation file")
             size = _image_size(tree, path)
             return VocAnnotation(str(path), size, str(where), [_read_object(child) for child in tree.iter("object")])
         except _AnnotationError as error:
@@ -80,31 +81,33 @@ class VocFolder:
         same_stem = self._images.get(os.path.splitext(file)[0], [])  # noqa: PTH122
         candidates = [file] if file in same_stem else self._images.get(name, [])
         if not candidates:
-            raise _AnnotationError(f"no picture {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
+            raise _AnnotationError(f"no image {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
         if len(candidates) > 1:
-            problem = f"names {escape(file)!r}, which is not there" if file else "names no picture"
-            raise _AnnotationError(f"{problem}; {' and '.join(map(escape, sorted(candidates)))} are")
+            problem = f"its <filename> {escape(file)!r} is not there" if file else "has no <filename>"
+            problem += f", and several images have the annotation's own name: {' and '.join(map(escape, candidates))}"
+            raise _AnnotationError(f"{problem}; write one of them into <filename>")
         image = candidates[0]
         if file and file != image:
             self._guesses.append(f"{name}.xml for {file}")
         if path_problem := self._path_problem(f"JPEGImages/{image}"):
-            raise _AnnotationError(f"its picture {path_problem}")
+            raise _AnnotationError(f"its image {path_problem}")
         return self._root / "JPEGImages" / image
 
     def say_guesses(self, *, all_are_read: bool) -> None:
         """Say which images were found by the annotation's own name and, if all files are read, which have none."""
         where = escape(str(self._root))
         if self._guesses:
+            count = format_count(len(self._guesses), "annotation file")
             say(
-                f"{where}: {len(self._guesses):,} annotation file(s) name a picture that is not there; the one "
-                f"with their own name is used, such as {escape(self._guesses[0])}"
+                f"{where}: the <filename> of {count} is not there; the image with the annotation's own name is used, "
+                f"such as {escape(self._guesses[0])}"
             )
         annotated = {Path(path).name for path in self._annotation_of_image}
         unannotated = sorted(name for names in self._images.values() for name in names if name not in annotated)
         if unannotated and all_are_read:
             say(
-                f"{where}: {len(unannotated):,} picture(s) without an annotation file are left out, such as "
-                f"{escape(unannotated[0])!r}; a picture without objects needs a file without <object>"
+                f"{where}: left out {format_count(len(unannotated), 'image')} without an annotation file, such as "
+                f"{escape(unannotated[0])!r}; an image without objects needs a file without <object>"
             )
 
 
@@ -144,7 +147,7 @@ def _count_numbers(element: ElementTree.Element) -> int:
     count = 0
     for text in (text for child in element.iter() for text in (child.text or "", *child.attrib.values())):
         try:
-            count += _parse_number(text) is not None
+            count += _parse_xml_number(text) is not None
         except ValueError:
             continue
     return count
@@ -196,12 +199,12 @@ def _check_xml_size(data: bytes) -> None:
 def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
     """Height and width from the annotation file, or from the image's header if the file has none."""
     try:
-        height, width = (int(_parse_number(tree.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
+        height, width = (int(_parse_xml_number(tree.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
     except (ValueError, OverflowError):
         raise _AnnotationError("has a size that is not a number") from None
     size = height, width
     if max(size) > _MAX_SIDE_PX:
-        raise _AnnotationError(f"has a picture of {width}x{height} pixels; at most {_MAX_SIDE_PX:,} a side")
+        raise _AnnotationError(f"has an image of {width}x{height} pixels; at most {_MAX_SIDE_PX:,} a side")
     if min(size) > 0:
         return size
     try:
@@ -211,25 +214,25 @@ def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
         raise _AnnotationError(error.lines[0]) from None
 
 
-def _read_object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
+def _read_object(element: ElementTree.Element) -> tuple[str, bool, list[float]]:
     """Label, difficult and corners of an <object>. Raises _AnnotationError if one is missing, repeated or malformed."""
     for tag in ("name", "bndbox", "difficult", *(f"bndbox/{side}" for side in _SIDES)):
-        if len(tree.findall(tag)) > 1:
+        if len(element.findall(tag)) > 1:
             raise _AnnotationError(f"has an object with more than one <{tag.rpartition('/')[2]}>")
-    label = (tree.findtext("name") or "").strip()
+    label = (element.findtext("name") or "").strip()
     if not label:
         raise _AnnotationError("has an object without a name")
     try:
-        corners = [_parse_number(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
+        corners = [_parse_xml_number(element.findtext(f"bndbox/{side}") or "") for side in _SIDES]
     except ValueError:
         raise _AnnotationError(f"the bndbox of a {escape(label)!r} needs numbers for {', '.join(_SIDES)}") from None
-    difficult = (tree.findtext("difficult") or "0").strip().lower()
-    if difficult not in _BOOLEANS:
+    difficult = (element.findtext("difficult") or "0").strip().lower()
+    if difficult not in _DIFFICULT_VALUES:
         raise _AnnotationError(f"difficult is {escape(difficult)!r}; expected 0 or 1")
-    return label, _BOOLEANS[difficult], corners
+    return label, _DIFFICULT_VALUES[difficult], corners
 
 
-def _parse_number(text: str) -> float:
+def _parse_xml_number(text: str) -> float:
     """The number in a text. Raises ValueError for `1_0` too, which Python's own `float` takes for ten."""
     if "_" in text:
         raise ValueError(text)

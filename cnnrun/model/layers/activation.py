@@ -1,4 +1,4 @@
-"""Activations, under PyTorch's names. They are also settings of `conv` and other layers, which import this module."""
+"""Activations, under PyTorch's names. Those in `Activation` are also settings of other layers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Celu(ActivationSpec):
 
 
 class Selu(ActivationSpec):
-    """Self-normalising ELU (Klambauer et al. 2017)."""
+    """Self-normalizing ELU (Klambauer et al. 2017)."""
 
     kind = "selu"
     module = nn.SELU
@@ -157,6 +157,15 @@ class Softsign(ActivationSpec):
 
     kind = "softsign"
     module = nn.Softsign
+
+
+class Softmax(LayerSpec):
+    """Softmax over the channels or features."""
+
+    kind = "softmax"
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return nn.Softmax(1)
 
 
 Activation = (

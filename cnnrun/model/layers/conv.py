@@ -39,7 +39,7 @@ class Conv(LayerSpec):
         channels, _, _ = require_maps(self.kind, in_shape)
         out_channels = self.out_channels or channels
         groups = channels if self.groups == "depthwise" else self.groups
-        for count, side in ((channels, "arriving"), (out_channels, "outgoing")):
+        for count, side in ((channels, "input"), (out_channels, "output")):
             if count % groups:
                 raise ShapeError(f"{count} {side} channels do not divide into {groups} groups", "change groups")
         conv = nn.Conv2d(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import add, mul
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -36,20 +36,22 @@ class Product(nn.Module):
 
 
 class _Merge(LayerSpec):
+    module: ClassVar[type[nn.Module]]
     has_several_inputs = True
     main = "from"
+    example = {"from": ["a", "b"]}
     from_: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")
     """The names of the outputs to join."""
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return self.module()
 
 
 class Concat(_Merge):
     """Concatenates the channels of several outputs. Their heights and widths must agree."""
 
     kind = "concat"
-    example = {"from": ["a", "b"]}
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        return Concatenation()
+    module = Concatenation
 
     def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         if len({shape[1:] for shape in in_shapes}) > 1:
@@ -62,10 +64,7 @@ class Add(_Merge):
     """The sum of several outputs of one shape."""
 
     kind = "add"
-    example = {"from": ["a", "b"]}
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        return Sum()
+    module = Sum
 
     def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         if len(set(in_shapes)) > 1:
@@ -78,10 +77,7 @@ class Multiply(_Merge):
     """The product of several outputs of one shape, or of (C, H, W) with a gate (C, 1, 1)."""
 
     kind = "multiply"
-    example = {"from": ["a", "b"]}
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        return Product()
+    module = Product
 
     def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         full_shapes = {shape for shape in in_shapes if shape[1:] != (1, 1)}

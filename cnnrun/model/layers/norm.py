@@ -1,4 +1,4 @@
-"""Normalisation layers. They are also a setting of `conv`, `linear` and `residual`, which import this module."""
+"""Normalization layers. Those in `Norm` are also a setting of `conv`, `linear` and `residual`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, require_maps
 
 
 class BatchNorm(LayerSpec):
-    """Normalises each channel over the batch to mean 0, variance 1, then scales and shifts (Ioffe and Szegedy 2015)."""
+    """Normalizes each channel over the batch to mean 0, variance 1, then scales and shifts (Ioffe and Szegedy 2015)."""
 
     kind = "batch_norm"
     eps: float = Field(1e-5, gt=0)
@@ -22,7 +22,7 @@ class BatchNorm(LayerSpec):
 
 
 class GroupNorm(LayerSpec):
-    """Normalises each group of channels of an image to mean 0, variance 1 (Wu and He 2018)."""
+    """Normalizes each group of channels of an image to mean 0, variance 1 (Wu and He 2018)."""
 
     kind = "group_norm"
     main = "num_groups"
@@ -46,7 +46,7 @@ class ChannelsLayerNorm(nn.LayerNorm):
 
 
 class LayerNorm(LayerSpec):
-    """Normalises the channels of each position, or a vector, to mean 0, variance 1 (Ba, Kiros and Hinton 2016)."""
+    """Normalizes the channels of each position, or a vector, to mean 0, variance 1 (Ba, Kiros and Hinton 2016)."""
 
     kind = "layer_norm"
     eps: float = Field(1e-5, gt=0)
@@ -57,7 +57,7 @@ class LayerNorm(LayerSpec):
 
 
 class InstanceNorm(LayerSpec):
-    """Normalises each channel of an image to mean 0, variance 1 (Ulyanov et al. 2016)."""
+    """Normalizes each channel of an image to mean 0, variance 1 (Ulyanov et al. 2016)."""
 
     kind = "instance_norm"
     eps: float = Field(1e-5, gt=0)
@@ -68,6 +68,21 @@ class InstanceNorm(LayerSpec):
         if height * width < 2:
             raise ShapeError("one value per channel has no variance", "use another norm, or put it before the pooling")
         return nn.InstanceNorm2d(channels, eps=self.eps, affine=self.affine)
+
+
+class LocalResponseNorm(LayerSpec):
+    """Divides by (k + alpha * mean square of `size` neighbouring channels) ** beta (Krizhevsky et al. 2012, 3.3)."""
+
+    kind = "local_response_norm"
+    main = "size"
+    size: int = Field(5, ge=1)
+    alpha: float = Field(1e-4, gt=0)
+    beta: float = Field(0.75, gt=0)
+    k: float = Field(1.0, gt=0)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        require_maps(self.kind, in_shape)
+        return nn.LocalResponseNorm(self.size, self.alpha, self.beta, self.k)
 
 
 Norm = BatchNorm | GroupNorm | LayerNorm | InstanceNorm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from cnnrun.config.spec import PaddingPair, SizePair
@@ -76,8 +78,14 @@ def check_pool_padding(padding: tuple[int, int], kernel: tuple[int, int]) -> Non
 
 
 class _AdaptivePool(LayerSpec):
+    module: ClassVar[type[nn.Module]]
     main = "output_size"
+    example = {"output_size": 3}
     output_size: SizePair = (1, 1)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        require_maps(self.kind, in_shape)
+        return self.module(self.output_size)
 
     def window(self, in_shape: Shape) -> Window:
         sizes = tuple(-(-i // o) for i, o in zip(in_shape[1:], self.output_size, strict=True))
@@ -88,22 +96,14 @@ class AdaptiveAvgPool(_AdaptivePool):
     """Means over `output_size` windows, whatever the input size."""
 
     kind = "adaptive_avg_pool"
-    example = {"output_size": 3}
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
-        return nn.AdaptiveAvgPool2d(self.output_size)
+    module = nn.AdaptiveAvgPool2d
 
 
 class AdaptiveMaxPool(_AdaptivePool):
     """Maxima over `output_size` windows, whatever the input size."""
 
     kind = "adaptive_max_pool"
-    example = {"output_size": 3}
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
-        return nn.AdaptiveMaxPool2d(self.output_size)
+    module = nn.AdaptiveMaxPool2d
 
 
 class SpatialMean(nn.Module):
@@ -120,27 +120,26 @@ class SpatialMax(nn.Module):
         return x.amax((2, 3))
 
 
-class GlobalAvgPool(LayerSpec):
+class _GlobalPool(LayerSpec):
+    module: ClassVar[type[nn.Module]]
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        require_maps(self.kind, in_shape)
+        return self.module()
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window(is_global=True)
+
+
+class GlobalAvgPool(_GlobalPool):
     """The mean of each channel over all positions: feature maps become a vector."""
 
     kind = "global_avg_pool"
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
-        return SpatialMean()
-
-    def window(self, in_shape: Shape) -> Window:
-        return Window(is_global=True)
+    module = SpatialMean
 
 
-class GlobalMaxPool(LayerSpec):
+class GlobalMaxPool(_GlobalPool):
     """The maximum of each channel over all positions: feature maps become a vector."""
 
     kind = "global_max_pool"
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
-        return SpatialMax()
-
-    def window(self, in_shape: Shape) -> Window:
-        return Window(is_global=True)
+    module = SpatialMax

@@ -110,5 +110,5 @@ def _open_set_row(strangers: NDArray[np.float32], known: NDArray[np.float32], fp
         "FNIR": float((known < threshold).mean()),
         "pictures of people": len(known),
         "of strangers": len(strangers),
-        "note": f"too few pictures of strangers: {len(strangers):,}; {needed}" if few else "",
+        "note": f"too few images of strangers: {len(strangers):,}; {needed}" if few else "",
     }

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_PAIRS = 2_000_000  # of each kind (one person, two people); if there are more, a random sample of them is measured
+MAX_PAIRS = (
+    2_000_000  # of each kind (one person, two people) that are sampled if there are more than twice as many in all
+)
 FOLDS = 10
 MIN_PEOPLE = 5  # for a confidence interval
 _MIN_FALSE_ACCEPTS = 10  # a threshold for a FAR means little if fewer are expected
@@ -45,7 +47,7 @@ class Pairs:
 
 
 def all_pairs(labels_N: NDArray[np.int64]) -> Pairs:
-    """Every pair of a split, or a sample of MAX_PAIRS of each kind if there are more, in random folds.
+    """Every pair of a split if there are at most 2 * MAX_PAIRS, else at most MAX_PAIRS of each kind; in random folds.
 
     Each fold has the same number of pairs of each kind, give or take one.
     """
@@ -62,7 +64,7 @@ def all_pairs(labels_N: NDArray[np.int64]) -> Pairs:
     same = labels_N[first] == labels_N[second]
     fold, folds = np.empty(len(first), np.int64), min(FOLDS, int(same.sum()), int((~same).sum()))
     for is_kind in (same, ~same):
-        fold[is_kind] = generator.permutation(int(is_kind.sum())) % folds
+        fold[is_kind] = generator.permutation(int(is_kind.sum())) % max(1, folds)
     return Pairs(first, second, same, fold, (genuine, total - genuine))
 
 
@@ -124,8 +126,7 @@ class RocCurve:
         """Equal error rate: the FAR that equals 1 - TAR, interpolated linearly between thresholds."""
         difference = self.far - (1 - self.tar)
         index = int(np.argmax(difference >= 0))
-        if not index:
-            return float(self.far[0])
+        assert index  # the first threshold accepts nothing: FAR and TAR are 0
         before, after = difference[index - 1], difference[index]
         part = before / (before - after)
         return float(self.far[index - 1] + part * (self.far[index] - self.far[index - 1]))

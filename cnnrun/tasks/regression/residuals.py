@@ -83,7 +83,7 @@ class Residuals:
 
     def per_target_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Metrics of each target by name, with the MAE of the constant prediction."""
-        notes = ["" if np.ptp(truth) else "one value in all pictures: r2 means nothing" for truth in self._truth.T]
+        notes = ["" if np.ptp(truth) else "one value in all images: r2 means nothing" for truth in self._truth.T]
         constant_mae = [float(errors.mean()) for errors in self._constant_errors]
         return [
             {"target": name, **self.target_metrics(t), "constant's mae": constant_mae[t], "note": notes[t]}

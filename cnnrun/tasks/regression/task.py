@@ -93,15 +93,15 @@ class Regress(TaskSpec):
     angles: dict[str, Period] = {}
     """The numbers that are angles, each with its period, such as 360."""
     turns: bool = True
-    """If true, the angles turn with the image, and flip, rotate and shear are refused because they would make them \
-wrong."""
+    """If true, the angles turn with the image, and flip, rotate, shear and policy are refused because they would make \
+them wrong."""
     loss: Annotated[RegressionLoss, Kinds()] = Mse()
     """The loss; `gaussian` and `quantile` also predict how large the error may be."""
 
     @model_validator(mode="after")
     def _check_columns_and_angles(self) -> Self:
         if len(set(self.columns)) < len(self.columns):
-            raise ValueError("columns names a number twice")
+            raise ValueError("columns lists a number twice")
         if self.columns and (unlearned := [name for name in self.angles if name not in self.columns]):
             raise ValueError(f"angles names {unlearned[0]!r}, which is not among columns")
         if self.angles and not self.loss.can_learn_angles:
@@ -126,7 +126,7 @@ wrong."""
                 raise DataError(f"task: {line}")
             if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
                 spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
-                raise DataError(f"task: {spread}, too little for float32; subtract the mean in your data")
+                raise DataError(f"task: {spread}, too finely for float32; subtract the mean from it")
 
     def assemble(self, facts: DataFacts) -> Task:
         return Task(

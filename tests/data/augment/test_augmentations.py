@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cnnrun.base.randomness import uniform
-from cnnrun.data.augment.geometry import crop_matrices, draw_crop_boxes, move_boxes, move_points, warp
+from cnnrun.data.augment.geometry import crop_matrices, draw_crops, move_boxes, move_points, warp
 from cnnrun.data.augment.random_slots import SLOTS, Draws
 from cnnrun.data.augment.settings import Augment
 
@@ -216,7 +216,7 @@ def test_crop_boxes_lie_inside_with_the_requested_area_and_ratio(scale, ratio):
     shape = (500, 3, 40, 40)
     draws = Draws(SEED, EPOCH, torch.arange(500))
     places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-    box = draw_crop_boxes(scale, ratio, places, shape)
+    box = draw_crops(scale, ratio, places, shape)
     assert box.min() >= 0
     assert (box <= 40 + 1e-4).all()
     wide, tall = (box[:, 2] - box[:, 0]).double(), (box[:, 3] - box[:, 1]).double()

@@ -157,6 +157,16 @@ def test_an_array_is_the_npy_member_of_its_name(tmp_path):
     assert np.array_equal(read.images[..., 0], images)
 
 
+def test_a_member_without_the_suffix_of_arrays_is_named(tmp_path):
+    x, y = pictures(), np.arange(6) % 2
+    save_arrays(tmp_path / "a.npz", x_train=x, y_train=y)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("images", b"no array")
+    assert len(Arrays(path=str(tmp_path / "a.npz")).read().splits["train"]) == 6
+    with pytest.raises(DataError, match=r"images is not an array: its name in the archive does not end in \.npy"):
+        Arrays(path=str(tmp_path / "a.npz"), train=["images", "y_train"]).read()
+
+
 def test_a_stray_label_is_refused_unless_all_classes_are_named(tmp_path):
     x, y = pictures(), np.array([0, 1, 2, 0, 1, 255])
     with pytest.raises(DataError, match="is 255, which occurs 1 time"):

@@ -68,31 +68,31 @@ def one(**changed):
     ("data", "words"),
     [
         ("{", "not JSON"),
-        ('{"images": [], "images": []}', "a key stands twice among images"),
-        (json.dumps(one(area=float("nan"))), "NaN is no JSON"),
+        ('{"images": [], "images": []}', "a key appears twice among images"),
+        (json.dumps(one(area=float("nan"))), "NaN is not JSON"),
         ("[" * 100_000, "not JSON"),
         ({"images": []}, "needs images, annotations and categories"),
-        (content(images=[{"file_name": "a.png"}]), "images is no list of entries with an id"),
+        (content(images=[{"file_name": "a.png"}]), "images is not a list of entries with an id"),
         (content(categories=[]), "no categories"),
         (content(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "two categories have one name"),
-        (content(categories=[{"id": 5, "name": "a"}, {"id": 5, "name": "b"}]), "the id 5 stands twice"),
-        (content(images=content()["images"][:1] * 2), "images: the id 7 stands twice"),
+        (content(categories=[{"id": 5, "name": "a"}, {"id": 5, "name": "b"}]), "the id 5 is used twice"),
+        (content(images=content()["images"][:1] * 2), "images: the id 7 is used twice"),
         (
             content(images=[content()["images"][0], {"id": 3, "file_name": "./a.png", "width": 40, "height": 30}]),
-            r"image 3: file_name './a.png' stands at image 7 already; give both one id",
+            r"image 3: file_name './a.png' is already that of image 7; give both one id",
         ),
-        (one(id="x"), "the id 'x' is no whole number"),
-        (one(image_id=99), "annotation 1: of image 99, which is not there"),
-        (one(category_id=6), "annotation 1: of category 6, which is not there"),
+        (one(id="x"), "the id 'x' is not a whole number"),
+        (one(image_id=99), "annotation 1: its image_id is 99, but there is no such image"),
+        (one(category_id=6), "annotation 1: its category_id is 6, but there is no such category"),
         (one(bbox=[1, 2, 3]), r"annotation 1: bbox is not \[x, y, width, height\]"),
         (one(bbox=[1, 2, 3, "4"]), "bbox is not"),
-        (one(area="large"), "its area is no number"),
-        (one(area=-1), "its area is no number"),
-        (one(area=10**400), "its area is no number"),
+        (one(area="large"), "its area is not a number"),
+        (one(area=-1), "its area is not a number"),
+        (one(area=10**400), "its area is not a number"),
         (one(bbox=[1, 2, 10**400, 4]), "bbox is not"),
         (one(iscrowd="0"), "iscrowd is neither 0 nor 1"),
-        (one(image_id=[1]), "of image .*, which is not there"),
-        (one(category_id={}), "of category .*, which is not there"),
+        (one(image_id=[1]), "its image_id is .*, but there is no such image"),
+        (one(category_id={}), "its category_id is .*, but there is no such category"),
         (content(categories=[{"id": 5, "name": None}]), "category 5: needs a name"),
         (content(categories=[{"id": 5, "name": " "}]), "category 5: needs a name"),
         (content(images=[{"id": 7, "file_name": "a.png", "width": 10**30, "height": 4}]), "needs height and width"),
@@ -126,7 +126,7 @@ def test_bad_boxes_are_named_with_annotation_and_image(write, box, words):
 
 def test_boxes_written_as_corners_are_refused(write):
     rows = [{"id": k, "image_id": 7, "category_id": 5, "bbox": [10 + k, 10, 30 + k, 28]} for k in range(1, 6)]
-    with pytest.raises(DataError, match="5 of 5 boxes reach out of their pictures, and would not if they were written"):
+    with pytest.raises(DataError, match="5 of 5 boxes reach out of their images, and would not if they were written"):
         Coco(train=write(content(annotations=rows))).read()
 
 

@@ -38,7 +38,7 @@ def test_folder_reads_split_subfolders(tmp_path):
     [
         (lambda r: None, "no such folder"),
         (lambda r: save_picture(r / "only" / "1.png"), "two or more classes"),
-        (lambda r: [save_picture(r / "a" / "1.png"), (r / "b").mkdir()], "b: no pictures"),
+        (lambda r: [save_picture(r / "a" / "1.png"), (r / "b").mkdir()], "b: no images"),
         (lambda r: [save_picture(r / "val" / "a" / "1.png")], "no train folder"),
         (
             lambda r: [save_picture(r / s / c / "1.png") for s, c in (("train", "a"), ("train", "b"), ("val", "c"))],
@@ -51,6 +51,13 @@ def test_folder_mistakes_are_named(tmp_path, make, words):
     make(root)
     with pytest.raises(DataError, match=words):
         Folder(root=str(root)).read()
+
+
+def test_a_folder_that_is_not_among_the_declared_classes_is_refused(tmp_path):
+    for name in ("a", "b", "c"):
+        save_picture(tmp_path / "root" / name / "1.png")
+    with pytest.raises(DataError, match=r"folder 'c' is not in data\.source\.folder\.classes"):
+        Folder(root=str(tmp_path / "root"), classes=["a", "b"]).read()
 
 
 def test_folder_ignores_clutter_and_visits_link_loops_once(tmp_path):
@@ -81,7 +88,7 @@ def test_folder_refuses_linked_folders_and_reports_ignored_files(tmp_path, capfd
         save_picture(tmp_path / "root" / name / "1.png")
     (tmp_path / "root" / "a" / "x.gif").write_bytes(b"GIF89a")
     assert len(Folder(root=str(tmp_path / "root")).read().splits["train"].images) == 2
-    assert "1 file(s) of other kinds left out, such as 'x.gif'" in capfd.readouterr().err
+    assert "left out 1 file of other kinds, such as 'x.gif'" in capfd.readouterr().err
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "a" / "link")
     with pytest.raises(DataError, match="a link to outside"):
         Folder(root=str(tmp_path / "root")).read()
@@ -103,7 +110,7 @@ def test_folder_reports_images_outside_the_class_folders(tmp_path, capfd):
         save_picture(tmp_path / name / "1.png")
     save_picture(tmp_path / "loose.png")
     Folder(root=str(tmp_path)).read()
-    assert "1 picture(s) outside the class folders left out, such as 'loose.png'" in capfd.readouterr().err
+    assert "left out 1 image outside the class folders, such as 'loose.png'" in capfd.readouterr().err
 
 
 def test_folder_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):

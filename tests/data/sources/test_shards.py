@@ -91,6 +91,17 @@ def test_text_labels_and_other_splits_are_read(tmp_path):
         Shards(train=str(tmp_path / "a.tar"), val=str(tmp_path / "b.tar"), label="txt").read()
 
 
+def test_zero_padded_class_numbers_are_numbers(tmp_path):
+    png = save_picture(tmp_path / "x.png").read_bytes()
+    write_shard(tmp_path / "a.tar", [{"cls": label, "png": png} for label in (b"00", b"02", b"1", b"01")])
+    for classes, expected in ((None, ("0", "1", "2")), (["a", "b", "c"], ("a", "b", "c"))):
+        contents = Shards(train=str(tmp_path / "a.tar"), classes=classes).read()
+        assert contents.classes == expected
+        assert contents.splits["train"].targets["labels"].tolist() == [0, 2, 1, 1]
+    with pytest.raises(DataError, match="its label '02' is not a class"):
+        Shards(train=str(tmp_path / "a.tar"), classes=["a", "b"]).read()
+
+
 def test_numbers_too_large_for_class_numbers_are_names(tmp_path):
     png = save_picture(tmp_path / "x.png").read_bytes()
     write_shard(
@@ -154,11 +165,11 @@ def test_unsafe_urls_are_refused(tmp_path, monkeypatch, url):
         (lambda p: write_shard(p, [{"png": b"x"}]), r"has no \.cls member"),
         (lambda p: write_shard(p, [{"cls": b"\xff", "png": b"x"}]), "not text"),
         (lambda p: write_shard(p, [{"cls": b"1" * 5000, "png": b"x"}]), "5,000 bytes"),
-        (lambda p: write_shard(p, [{"cls": b"1", "png": b"x", "jpg": b"y"}]), "2 pictures"),
-        (lambda p: write_shard(p, [{"cls": b"1"}]), r"s/0000\.cls: its sample has no picture"),
-        (lambda p: write_shard(p, [{"txt": b"1"}]), "no sample with a picture"),
+        (lambda p: write_shard(p, [{"cls": b"1", "png": b"x", "jpg": b"y"}]), "2 images"),
+        (lambda p: write_shard(p, [{"cls": b"1"}]), r"s/0000\.cls: its sample has no image"),
+        (lambda p: write_shard(p, [{"txt": b"1"}]), "no sample with an image"),
         (lambda p: write_shard(p, [{"cls": b"1", "png": b"x"}], "gz"), "a compressed one must be unpacked"),
-        (lambda p: write_shard(p, [{"__key__": "a", "cls": b"1", "png": b"x"}] * 2), "stands twice"),
+        (lambda p: write_shard(p, [{"__key__": "a", "cls": b"1", "png": b"x"}] * 2), "is in its sample twice"),
     ],
 )
 def test_damaged_shards_are_named(tmp_path, make, words):

@@ -101,7 +101,7 @@ def test_parquet_equals_csv(tmp_path):
     ("change", "words"),
     [
         (lambda rows: rows[2].__setitem__(1, ""), "t.csv:4: label is empty"),
-        (lambda rows: rows[2].__setitem__(0, rows[0][0]), "t.csv:4: '0.png' stands in line 2 already"),
+        (lambda rows: rows[2].__setitem__(0, rows[0][0]), "t.csv:4: '0.png' is already in line 2"),
         (lambda rows: rows[2].append("more"), "t.csv:4: 3 cells; the first line has 2"),
         (lambda rows: rows.clear(), "no rows"),
         (lambda rows: rows[1].__setitem__(0, "../../etc/passwd"), "t.csv:3: '../../etc/passwd' leaves the root"),
@@ -139,7 +139,7 @@ def test_every_mistake_is_listed_up_to_a_limit(tmp_path):
     [
         (b"", "empty"),
         (b"path;label\na;b\n", "separate columns by ','"),
-        (b"path,path\na,b\n", "stands twice"),
+        (b"path,path\na,b\n", "appears twice"),
         (b"\xff\xfep\x00", "not UTF-8"),
         (b'path,label\n"a.png,b\n', "not a table"),
         (b"path,class\na.png,b\n", r"has no column 'label' \(columns: path, class\)"),
@@ -149,6 +149,31 @@ def test_files_that_are_not_tables_are_refused(tmp_path, text, words):
     (tmp_path / "t.csv").write_bytes(text)
     with pytest.raises(DataError, match=words):
         Table(path=str(tmp_path / "t.csv")).read()
+
+
+@pytest.mark.parametrize("setting", ["label", "labels"])
+def test_a_label_that_is_not_among_the_declared_classes_is_refused(tmp_path, setting):
+    path = write(tmp_path / "t.csv", six(tmp_path))
+    with pytest.raises(DataError, match=r"t\.csv:\d: 'b' is not in data\.source\.table\.classes"):
+        Table(path=str(path), classes=["a", "z"], **{setting: "label"}).read()
+
+
+def test_text_of_a_parquet_file_is_measured_in_bytes(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    from cnnrun.base import bounded_files
+
+    monkeypatch.setattr(bounded_files, "_MAX_EXPANSION", 1)
+    monkeypatch.setattr(bounded_files, "_ALWAYS_ALLOWED_BYTES", 150_000)
+    for letter, is_refused in (("e", False), ("é", True)):  # 100,000 characters: as many bytes, and twice as many
+        columns = {"path": [letter * 100] * 1000, "label": ["a"] * 1000}
+        parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+        if is_refused:
+            with pytest.raises(DataError, match="would unpack to"):
+                read_rows(tmp_path / "t.parquet")
+        else:
+            assert len(read_rows(tmp_path / "t.parquet")) == 1000
 
 
 def test_a_class_only_in_val_is_refused(tmp_path):
@@ -263,10 +288,10 @@ def test_label_sets_are_read_from_a_list_or_from_columns(tmp_path):
 
 def test_invalid_label_sets_are_named(tmp_path):
     path = with_columns(tmp_path, ("marks",), ["a", "b", "a;b;a", "a", "b", "a"])
-    with pytest.raises(DataError, match=r"t\.csv:4: 'a' stands twice"):
+    with pytest.raises(DataError, match=r"t\.csv:4: 'a' is listed twice"):
         Table(path=str(path), labels="marks").read()
     path = with_columns(tmp_path, ("marks",), ["a", "b", "a", "a", "a", "a"])
-    with pytest.raises(DataError, match=r"t\.csv:3: 'b' is not a class of the training rows"):
+    with pytest.raises(DataError, match=r"t\.csv:3: 'b' is not in data\.source\.table\.classes"):
         Table(path=str(path), labels="marks", classes=["a"]).read()
     path = with_columns(tmp_path, ("x",), ["1", "0", "yes", "1", "0", "1"])
     with pytest.raises(DataError, match=r"t\.csv:4: x is 'yes'; expected 0 or 1"):
@@ -278,9 +303,12 @@ def test_exactly_one_kind_of_target_is_accepted(tmp_path):
         with pytest.raises(ValueError, match="one of label, labels and numbers"):
             Table(path="t.csv", **more)
     for more, said in (
-        ({"numbers": ["a", "a"]}, "'a' stands twice"),
-        ({"labels": ["a", "b"], "classes": ["b", "a"]}, "classes is for a single column"),
-        ({"numbers": "a", "classes": ["b"]}, "classes is for a single column"),
+        ({"numbers": ["a", "a"]}, "'a' is listed twice"),
+        (
+            {"labels": ["a", "b"], "classes": ["b", "a"]},
+            "classes does not go with numbers, or with one column per class",
+        ),
+        ({"numbers": "a", "classes": ["b"]}, "classes does not go with numbers"),
         ({"labels": ["a"], "separator": ","}, "separator is for a column"),
     ):
         with pytest.raises(ValueError, match=said):

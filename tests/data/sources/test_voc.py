@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -104,9 +105,9 @@ def test_common_ways_to_list_names_are_read_and_mistakes_refused(two):
     write_lists(two, train=["a.png", "b  -1"], val=["c"])
     assert len(Voc(root=str(two)).read().splits["train"]) == 2
     for names, words in (
-        (["a", "a"], "names 'a' twice"),
+        (["a", "a"], "lists 'a' twice"),
         (["a -1", "b 1"], "a list of one class"),
-        ([], "names no picture"),
+        ([], "lists no images"),
     ):
         write_lists(two, train=names)
         with pytest.raises(DataError, match=words):
@@ -116,7 +117,7 @@ def test_common_ways_to_list_names_are_read_and_mistakes_refused(two):
 def test_two_annotation_files_for_one_image_are_refused(two):
     text = (two / "Annotations" / "a.xml").read_text()
     (two / "Annotations" / "b.xml").write_text(text)  # a copy that still names a.png
-    with pytest.raises(DataError, match=r"b.xml: describes a.png, as a.xml does; a picture has one annotation file"):
+    with pytest.raises(DataError, match=r"b.xml: describes a.png, as a.xml does; an image has one annotation file"):
         Voc(root=str(two)).read()
 
 
@@ -145,9 +146,11 @@ def test_the_image_is_the_one_named_in_the_annotation(two, written):
 def test_a_missing_named_image_falls_back_to_the_annotations_name_with_a_note(two, capsys):
     replace_in_annotation(two, "a", "a.png", "scan-17.tif")
     assert pictures_of(two) == ["a.png", "b.png"]
-    assert "1 annotation file(s) name a picture that is not there" in capsys.readouterr().err
+    assert "the <filename> of 1 annotation file is not there" in capsys.readouterr().err
     save_picture(two / "JPEGImages" / "a.jpg", seed=3)
-    with pytest.raises(DataError, match=r"a.xml: names 'scan-17.tif', which is not there; a.jpg and a.png are"):
+    with pytest.raises(
+        DataError, match=r"a.xml: its <filename> 'scan-17.tif' is not there, and several .* a.jpg and a.png;"
+    ):
         pictures_of(two)
 
 
@@ -159,7 +162,7 @@ def test_images_without_an_annotation_file_are_counted(tmp_path, capsys):
     (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7")  # as macOS leaves them in archives
     (tmp_path / "Annotations" / "a.xml").rename(tmp_path / "Annotations" / "a.XML")
     assert pictures_of(tmp_path) == ["a.png"]
-    assert "2 picture(s) without an annotation file" in capsys.readouterr().err
+    assert "left out 2 images without an annotation file" in capsys.readouterr().err
 
 
 def test_a_missing_size_is_read_from_the_image(tmp_path):
@@ -205,24 +208,37 @@ def test_an_annotated_size_unlike_the_images_is_refused(tmp_path):
         prepare(tmp_path, cache="disk", cache_dir=str(tmp_path / "cache"))
 
 
+def test_two_images_of_the_annotations_name_need_a_filename(tmp_path):
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    (tmp_path / "JPEGImages" / "a.jpg").write_bytes((tmp_path / "JPEGImages" / "a.png").read_bytes())
+    several = "and several images have the annotation's own name: a.jpg and a.png; write one of them into <filename>"
+    for filename, problem in (
+        ("", "has no <filename>"),
+        ("<filename>b.png</filename>", "its <filename> 'b.png' is not there"),
+    ):
+        (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{filename}</annotation>")
+        with pytest.raises(DataError, match=re.escape(f"a.xml: {problem}, {several}")):
+            Voc(root=str(tmp_path)).read()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("<annotation>", "not XML"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
-        ("<annotation><filename>none.png</filename></annotation>", "no picture 'none.png'"),
+        ("<annotation><filename>none.png</filename></annotation>", "no image 'none.png'"),
         ("<annotation><object><bndbox/></object></annotation>", "an object without a name"),
         ("<annotation><object><name>x</name></object></annotation>", "needs numbers for xmin"),
         ("<annotation><size><width>a</width></size></annotation>", "a size that is not a number"),
         ("<annotation><size><width>1_0</width></size></annotation>", "a size that is not a number"),
-        (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "a picture of 1"),
+        (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "an image of 1"),
         ('<?xml version="1.0" encoding="GB2312"?><annotation/>', "not XML in UTF-8"),
         ('<?xml version="1.0" encoding="foo"?><annotation/>', "not XML in UTF-8"),
         (
             "<annotation><object><name>x</name><difficult>5</difficult>" + BOX + "</object></annotation>",
             "difficult is '5'",
         ),
-        (f"<annotation><filename>{'none.png' * 100}</filename></annotation>", "no picture 'none.png"),
+        (f"<annotation><filename>{'none.png' * 100}</filename></annotation>", "no image 'none.png"),
         ("<annotations/>", "is a <annotations> and not an <annotation>"),
         ('<annotation xmlns="urn:x"/>', r"in a namespace \(urn:x\)"),
         ('<annotation><a:object xmlns:a="urn:x"/></annotation>', "in a namespace"),
@@ -252,7 +268,7 @@ def test_invalid_annotation_files_are_refused(tmp_path, text, words):
 def test_a_class_missing_from_training_is_refused(two):
     write_annotated_image(two, "d", [("cow", (1, 2, 11, 22))])
     write_lists(two, val=["d"])
-    with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', not a class"):
+    with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', which is not a class"):
         Voc(root=str(two)).read()
 
 

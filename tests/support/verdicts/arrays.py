@@ -129,7 +129,7 @@ def idx(labels: Any, magic: int = 0x801, count: int | None = None, test: Any = N
 IDX = {
     "idx: plain": Verdict(idx(THREES), 0, "3 classes", FINE),
     "idx: fewer labels than said": Verdict(idx(THREES, count=30), 8, "holds 24 bytes"),
-    "idx: fewer labels than pictures": Verdict(idx(THREES[:20]), 8, "24 pictures but 20 labels"),
+    "idx: fewer labels than pictures": Verdict(idx(THREES[:20]), 8, "24 images but 20 labels"),
     "idx: another magic number": Verdict(idx(THREES, magic=0x901), 8, "not an IDX file of labels"),
     "idx: 255 among the labels": Verdict(idx(replace_label(255)), 8, "is 255"),
     "idx: labels from 1, as EMNIST's letters": Verdict(
@@ -189,7 +189,7 @@ SHARDS = {
         shards(lambda i: {f"{i:02}.cls": struct.pack("<q", i % 3)}), 8, "label"
     ),
     "shards: a picture twice": Verdict(
-        shards(lambda i: {f"{i:02}.cls": cls(i), f"{i:02}.jpg": b"x"}), 8, "has 2 pictures"
+        shards(lambda i: {f"{i:02}.cls": cls(i), f"{i:02}.jpg": b"x"}), 8, "has 2 images"
     ),
     "shards: .tar.gz": Verdict(
         lambda here: (

@@ -117,7 +117,7 @@ INPUTS = {
         "2 classes",
         FINE,
     ),
-    "VIA: ids as texts": Verdict(coco(via), 8, "is no whole number"),
+    "VIA: ids as texts": Verdict(coco(via), 8, "is not a whole number"),
     "segmentation without bbox": Verdict(coco(use_segmentation), 8, "bbox is not [x, y, width, height]"),
     "bbox of corners": Verdict(change_each("bbox", lambda row: [14, 14, 22, 22]), 8, "x1, y1, x2, y2"),
     "bbox of 0 to 1": Verdict(change_each("bbox", lambda row: [0.1, 0.1, 0.4, 0.4]), 8, "write them in pixels"),
@@ -133,21 +133,21 @@ INPUTS = {
     "bbox that reaches out": Verdict(
         change_one(bbox=[18, 4, 10, 8]), 0, "cut at the edges of the image", finding="reaches out of its image"
     ),
-    "category unknown": Verdict(change_one(category_id=7), 8, "of category 7, which is not there"),
+    "category unknown": Verdict(change_one(category_id=7), 8, "its category_id is 7, but there is no such category"),
     "category_id as text": Verdict(change_one(category_id="1"), 8, "its category_id is the text '1'"),
-    "image_id unknown": Verdict(change_one(image_id=77), 8, "of image 77, which is not there"),
+    "image_id unknown": Verdict(change_one(image_id=77), 8, "its image_id is 77, but there is no such image"),
     "images without size": Verdict(drop_key("width", "images"), 8, "needs height and width"),
     "image size of another version": Verdict(change_one("images", width=48), 8, "its boxes are written for 48x24"),
-    "an image listed twice": Verdict(coco(list_image_twice), 8, "stands at image 1 already"),
+    "an image listed twice": Verdict(coco(list_image_twice), 8, "is already that of image 1"),
     "folder of pictures missing": Verdict(
         coco(source="{coco: {train: d/t.json, images: images}}"), 8, "no such folder"
     ),
     "a picture missing": Verdict(change_one("images", file_name="99.png"), 8, "No such file"),
     "RLE crowd": Verdict(coco(make_one_crowd), 0, "2 classes", FINE),
-    "ignore: 1, as CrowdHuman": Verdict(change_one(ignore=1), 0, "1 annotation(s) with `ignore` are used as objects"),
-    "all are crowds": Verdict(coco(make_all_crowds), 2, "no training picture has a box"),
+    "ignore: 1, as CrowdHuman": Verdict(change_one(ignore=1), 0, "`ignore` has no effect on 1 annotation"),
+    "all are crowds": Verdict(coco(make_all_crowds), 2, "no training image has a box"),
     "iscrowd as true": Verdict(change_one(iscrowd=True), 0, "2 classes", FINE),
-    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no training picture has a box"),
+    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no training image has a box"),
     "categories empty": Verdict(coco(lambda data: data.update(categories=[])), 8, "no categories"),
     "cat and Cat as categories": Verdict(
         change_each("name", lambda row: ("cat", "Cat")[row["id"] - 1], "categories"),
@@ -167,7 +167,7 @@ INPUTS = {
     "a list of results": Verdict(
         lambda folder: (coco()(folder), (folder / "d" / "t.json").write_text("[]"))[0], 8, "not a COCO file"
     ),
-    "NaN in it": Verdict(change_one(area=float("nan")), 8, "NaN is no JSON"),
+    "NaN in it": Verdict(change_one(area=float("nan")), 8, "NaN is not JSON"),
     "the labels are in val alone": Verdict(
         coco(source="{coco: {train: d/t.json, val: d/missing.json}}"), 8, "missing.json"
     ),

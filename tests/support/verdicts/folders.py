@@ -130,13 +130,13 @@ FOLDERS = {
     "folder: clutter of Jupyter, macOS and Windows": Verdict(folder(add_clutter), 0, "3 classes", FINE),
     "folder: .JPG and .PNG": Verdict(folder(suffix=".JPG"), 0, "train 18 val 6", FINE),
     "folder: .tif among them": Verdict(
-        folder(write("cat/9.tif")), 0, "1 file(s) of other kinds left out, such as '9.tif'"
+        folder(write("cat/9.tif")), 0, "left out 1 file of other kinds, such as '9.tif'"
     ),
     "folder: labels.csv beside the classes": Verdict(folder(write("labels.csv", b"a,b")), 0, "labels.csv"),
     "folder: a picture beside the classes": Verdict(
-        folder(lambda root: save_square(root / "9.png", 9)), 0, "outside the class folders left out"
+        folder(lambda root: save_square(root / "9.png", 9)), 0, "left out 1 image outside the class folders"
     ),
-    "folder: an empty class": Verdict(folder(lambda root: (root / "fox").mkdir()), 8, "no pictures"),
+    "folder: an empty class": Verdict(folder(lambda root: (root / "fox").mkdir()), 8, "no images"),
     "folder: a class in val alone": Verdict(
         split_folder(lambda root: save_square(root / "val" / "fox" / "0.png", 999)),
         8,
@@ -233,13 +233,13 @@ FACES = {
     "verify: plain": Verdict(faces(), 0, "8 classes", FINE),
     "verify: a picture each": Verdict(faces(each=1), 8, "the val split: "),
     "verify: pairs of a file": Verdict(faces(PAIRS), 0, "8 classes", FINE),
-    "verify: pairs of strangers": Verdict(faces(PAIRS + "Someone\t1\t2\n"), 8, "nobody is called 'Someone'"),
-    "verify: pairs of pictures that are not there": Verdict(
-        faces(PAIRS + "person_0\t0\t99\n"), 8, "has no picture '99'"
+    "verify: pairs of strangers": Verdict(
+        faces(PAIRS + "Someone\t1\t2\n"), 8, "no person in the test images is called 'Someone'"
     ),
+    "verify: pairs of pictures that are not there": Verdict(faces(PAIRS + "person_0\t0\t99\n"), 8, "has no image '99'"),
     "verify: pairs with commas": Verdict(faces(PAIRS.replace("\t", ",")), 8, "a pair is written"),
     "verify: pairs under a header of names": Verdict(
-        faces("name\timagenum1\timagenum2\n" + PAIRS), 8, "nobody is called 'name'"
+        faces("name\timagenum1\timagenum2\n" + PAIRS), 8, "no person in the test images is called 'name'"
     ),
     "verify: one person under two names": Verdict(
         faces(more=copy("person_0/0.png", "person_5/9.png")), 8, "under more than one label"

@@ -112,7 +112,7 @@ LABELS = {
     "the same row twice": Verdict(
         label_table(name, write=lambda text: (text + "p/23.png,eel\n").encode()), 8, "already"
     ),
-    "the same picture in two rows with two labels": Verdict(table(paired_row), 8, "stands in line 5 already"),
+    "the same picture in two rows with two labels": Verdict(table(paired_row), 8, "is already in line 5"),
     "Windows: backslashes": Verdict(table(lambda i: f"p\\{i:02}.png,{name(i)}"), 8, "backslash"),
     "absolute paths": Verdict(table(lambda i: f"/data/p/{i:02}.png,{name(i)}"), 8, "is absolute"),
     "Windows: absolute paths": Verdict(table(lambda i: f"C:\\p\\{i:02}.png,{name(i)}"), 8, "is absolute"),
@@ -249,7 +249,7 @@ SETS = {
     "labels: val without any": Verdict(
         sets(lambda i: f"{'' if i > 17 else name(i)},{'val' if i > 17 else 'train'}", header="path,tags,split"),
         8,
-        "no picture has a label",
+        "no image has a label",
     ),
     "labels: columns of True and False": Verdict(
         label_table(
@@ -280,7 +280,7 @@ NUMBERS = {
     "numbers: units": Verdict(numbers(lambda i: f"{i} kg"), 8, "expected a number"),
     "numbers: nan": Verdict(numbers(lambda i: "nan" if i == 5 else f"{i}.5"), 8, "expected a number"),
     "numbers: an empty cell": Verdict(numbers(lambda i: "" if i == 5 else f"{i}.5"), 8, "weight is empty"),
-    "numbers: a constant column": Verdict(numbers(lambda i: "5"), 2, "weight is 5 in every training picture"),
+    "numbers: a constant column": Verdict(numbers(lambda i: "5"), 2, "weight is 5 in every training image"),
     "numbers: so fine that they are one in float32": Verdict(
         numbers(lambda i: f"{1e9 + i}"), 8, "too finely for float32"
     ),

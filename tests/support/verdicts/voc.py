@@ -65,7 +65,7 @@ INPUTS = {
         voc(lambda text, i: text.replace(f"{i:02}.png", f"{i:02}")), 0, "name a picture that is not there"
     ),
     "LabelImg: one <filename> copied to all": Verdict(
-        voc(lambda text, i: text.replace(f"{i:02}.png", "00.png")), 8, "a picture has one annotation file"
+        voc(lambda text, i: text.replace(f"{i:02}.png", "00.png")), 8, "an image has one annotation file"
     ),
     "CVAT: attributes and occluded": Verdict(swap("</object>", f"{ATTRIBUTES}</object>"), 0, "2 classes", FINE),
     "Roboflow: names of another export": Verdict(
@@ -128,22 +128,24 @@ INPUTS = {
         voc(lambda text, i: text.split("<object>")[0] + "</annotation>" if i == 3 else text), 0, "2 classes", FINE
     ),
     "no annotation has objects": Verdict(
-        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 2, "no training picture has a box"
+        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 2, "no training image has a box"
     ),
-    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 2, "no training picture has a box"),
+    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 2, "no training image has a box"),
     "difficult in val alone": Verdict(
         voc(
             lambda text, i: text.replace(BOX, f"<difficult>1</difficult>{BOX}") if i > 11 else text,
             files=lists("\n".join(NAMES[:12]), "\n".join(NAMES[12:])),
         ),
         8,
-        "the val split: no picture has an object",
+        "the val split: no image has an object",
     ),
     "XML without picture": Verdict(
-        voc(files=lambda root: (root / "JPEGImages" / "03.png").unlink()), 8, "no picture '03.png'"
+        voc(files=lambda root: (root / "JPEGImages" / "03.png").unlink()), 8, "no image '03.png'"
     ),
     "picture without XML": Verdict(
-        voc(files=lambda root: (root / "Annotations" / "03.xml").unlink()), 0, "without an annotation file are left out"
+        voc(files=lambda root: (root / "Annotations" / "03.xml").unlink()),
+        0,
+        "left out 1 image without an annotation file",
     ),
     "a list that names what is not there": Verdict(voc(files=lists("\n".join([*NAMES, "99"]))), 8, "99"),
     "a list of paths": Verdict(
@@ -194,7 +196,7 @@ INPUTS = {
             files=lists("\n".join(NAMES[:12]), "\n".join(NAMES[12:])),
         ),
         8,
-        "'fox', not a class",
+        "'fox', which is not a class",
     ),
     "folders of other names": Verdict(
         voc(files=lambda root: (root / "JPEGImages").rename(root / "images")), 8, "no folder JPEGImages"

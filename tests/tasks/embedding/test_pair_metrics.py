@@ -357,6 +357,13 @@ def test_the_threshold_chosen_on_val_lies_midway_between_two_similarities():
         assert threshold == pytest.approx((above + below) / 2, abs=1e-12)
 
 
+def test_pairs_of_one_kind_alone_are_refused():
+    meter = Verify().meter(DataFacts(("a", "b"), (1, 8, 8)))
+    meter.update({"embedding": torch.eye(3)}, {"labels": torch.tensor([0, 0, 0])})
+    with pytest.raises(DataError, match="the readable images have pairs of one kind only"):
+        meter.compute()
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_identification_enrols_the_configured_number_of_images(count):
     labels = np.repeat(np.arange(12), 6)

@@ -280,7 +280,7 @@ def test_r2_of_a_constant_target_gets_a_note():
         residuals = Residuals(np.full((5, 1), said), true, [None], [2.0])
         (row,) = residuals.per_target_rows(["weight"])
         assert row["r2"] == residuals.metrics()["r2"] == r2
-        assert row["note"] == "one value in all pictures: r2 means nothing"
+        assert row["note"] == "one value in all images: r2 means nothing"
     assert Residuals(true, np.arange(5.0)[:, None], [None], [2.0]).per_target_rows(["a"])[0]["note"] == ""
 
 
@@ -292,7 +292,7 @@ def test_invalid_regression_settings_are_refused():
         Regress(columns=["weight"], angles={"angle": 360})
     with pytest.raises(ValidationError, match="quantile cannot learn angles"):
         Regress(angles={"angle": 360}, loss=Quantile())
-    with pytest.raises(ValidationError, match="names a number twice"):
+    with pytest.raises(ValidationError, match="lists a number twice"):
         Regress(columns=["weight", "weight"])
     with pytest.raises(ValidationError, match=r"0\.5 among them"):
         Quantile(quantiles=[0.1, 0.9])
@@ -303,7 +303,8 @@ def test_invalid_regression_settings_are_refused():
 def test_targets_too_fine_for_float32_are_refused():
     late = DataFacts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
     assert (
-        Regress().data_problem(late) == "time varies by 8 around 1.7e+09, too finely for float32; take the mean off it"
+        Regress().data_problem(late)
+        == "time varies by 8 around 1.7e+09, too finely for float32; subtract the mean from it"
     )
 
 
