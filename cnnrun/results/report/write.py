@@ -31,7 +31,9 @@ def write_report(
     paths: Sequence[Path | None] = run_paths or [None]
     folder = out.parent if out else runs if len(paths) > 1 else None
     if folder and not folder.is_dir():
-        raise ConfigError(f"{escape(str(folder))}: no such folder for the report; give --out")
+        if out:
+            raise ConfigError(f"--out {escape(str(out))}: no such folder: {escape(str(folder))}")
+        raise ConfigError(f"--runs {escape(str(folder))}: no such folder; give --out")
     reported_runs = [_measure_for_report(path, runs, device, split) for path in paths]
     specs: dict[str, Any] = {}
     comparison = _comparison_section(reported_runs, specs) if len(reported_runs) > 1 else None

@@ -320,7 +320,7 @@ def _summarize_study(
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise ConfigError(
             "no trial finished",
-            *truncate_lines([f"trial {row['trial']}: {row['why']}" for row in rows], "trials"),
+            *truncate_lines([f"trial {row['trial']}: {row['why'] or row['state']}" for row in rows], "trials"),
         )
     best = study.best_trial
     path = folder / "best.yaml"

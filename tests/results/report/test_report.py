@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cnnrun.base.errors import ConfigError, StorageError
-from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.figure import MAX_POINTS, Plot, Series
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import charts
@@ -307,6 +307,16 @@ def test_a_chart_leaves_out_non_finite_values():
     json.dumps(charts.vega_spec(plot), allow_nan=False)
 
 
+def test_the_spans_of_a_chart_stay_with_their_points():
+    """Thinning and leaving out non-finite values selects the ends of the spans with their points."""
+    x = [float(position) for position in range(2 * MAX_POINTS + 1)]
+    x[2] = float("nan")
+    spans = Series("a", x, [0.0] * len(x), "spans", [value - 1 for value in x], [value + 2 for value in x])
+    rows = charts.vega_spec(Plot("t", "x", "y", (spans,)))["layer"][0]["data"]["values"]
+    assert [row["x"] for row in rows] == [value for value in x[::2] if value == value]
+    assert all((row["low"], row["high"]) == (row["x"] - 1, row["x"] + 2) for row in rows)
+
+
 def test_every_style_and_empty_series_are_drawn(tmp_path):
     import vl_convert
 
@@ -355,7 +365,7 @@ def test_large_images_are_scaled_down_for_the_report(tmp_path):
 
 def test_a_missing_output_folder_is_refused_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(reporting, "measure_run", lambda *_, **__: pytest.fail("measure_run"))
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match=r"--runs .*nowhere: no such folder; give --out"):
         reporting.write_report([trained_run, trained_run], tmp_path / "nowhere", CPU)
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match=r"--out .*r\.html: no such folder: .*nowhere$"):
         reporting.write_report([trained_run], tmp_path, CPU, out=tmp_path / "nowhere" / "r.html")

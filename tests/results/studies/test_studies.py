@@ -413,6 +413,16 @@ def test_a_trial_that_ends_before_its_lock_is_taken_is_not_requeued(config, tmp_
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
+def test_an_unfinished_sweep_names_the_state_of_each_trial(config, tmp_path):
+    """All trials may be running in other processes: they have failed for no reason yet."""
+    space, plain = sweep.parse_search_space(SPACE)
+    experiment = config_file.read_config(config, plain)
+    study = sweep._open_study(experiment, tmp_path, None, space)
+    study.ask()
+    with pytest.raises(ConfigError, match="trial 0: running"):
+        sweep._summarize_study(study, experiment, config, plain, tmp_path)
+
+
 def test_trials_with_equal_settings_have_separate_runs(config, tmp_path):
     found = sweep.run_sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
     assert len({row["run"] for row in found}) == 4
