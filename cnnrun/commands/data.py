@@ -30,9 +30,9 @@ def data_check(
     from cnnrun.experiment.config_file import read_config
     from cnnrun.experiment.data_check import check_data, refuse_unfit
 
-    report = check_data(read_config(config, overrides or []), verify, write_manifest)
-    show(report, as_json, _print_audit)
-    refuse_unfit(report)
+    audit = check_data(read_config(config, overrides or []), verify, write_manifest)
+    show(audit, as_json, _print_audit)
+    refuse_unfit(audit)
 
 
 @data_app.command("show", cls=Command)

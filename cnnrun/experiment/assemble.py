@@ -66,7 +66,7 @@ def build_checked_network(
         raise ConfigError(f"task: {problem}")
     for split in ("train", "val"):
         if split not in facts.counts:
-            raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
+            raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training images")
     if problem := experiment.train.sampler.batch_problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
     built = build_for(experiment, facts)
@@ -121,7 +121,9 @@ def assemble_job(
 def _start_from_weights(experiment: Experiment, network: Network, weights: Weights, matches: dict[str, str]) -> None:
     """Load the matched weights, and log which tensors keep random ones."""
     new_names = weights_file.load_weights(network, weights, matches)
-    say(f"{len(matches)} tensors from {experiment.model.weights}; new: {', '.join(new_names) or 'none'}")
+    say(
+        f"{len(matches)} tensors from {experiment.model.weights}; with random weights: {', '.join(new_names) or 'none'}"
+    )
     if weights.facts is None and experiment.data.image.mean is None:
         say(f"{experiment.model.weights} does not say which mean and std it was trained with; this data's are used")
     frozen = tuple(f"layers.{name}." for name in layers_until(network, experiment.train.freeze))
@@ -142,5 +144,5 @@ def create_run(experiment: Experiment, data: Dataset, weights: Weights | None, r
         files[INITIAL_WEIGHTS] = f"{json.dumps(record)}\n".encode()
     run = run_folder.create_run_folder(runs, experiment.name, files)
     if data.skipped_samples:
-        say(f"{len(data.skipped_samples):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
+        say(f"images left out: {len(data.skipped_samples):,}; {run / 'skipped.jsonl'} lists them")
     return run

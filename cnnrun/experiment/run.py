@@ -119,7 +119,7 @@ def _prepare_run(
     experiment: Experiment, runs: Path, earlier: dict[str, Any] | None, device: torch.device, ranks: Ranks
 ) -> _PreparedRun:
     """Prepare the unfinished run `earlier`, or create a new one after all checks."""
-    # A run that has a checkpoint no longer needs the weights it began with.
+    # A run that has a checkpoint no longer needs its initial weights.
     weights = None if earlier and earlier["has_checkpoint"] else load_initial_weights(experiment)
     if earlier:
         experiment = experiment.with_statistics_of(parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
@@ -165,6 +165,6 @@ def _read_finished(experiment: Experiment, run: Path) -> Result:
     try:
         result = read_result(run)
     except CheckpointError as error:
-        raise CheckpointError(f"{error.lines[0]}; remove it, and --resume writes it anew") from None
+        raise CheckpointError(f"{error.lines[0]}; remove this file and run the command again with --resume") from None
     assert result is not None
     return result

@@ -60,7 +60,7 @@ def test_a_changed_training_setting_is_reported(run, run_cli, command):
     for setting in ("seed is 3", "data.augment.flip", "train.batch is 32, but runs/tiny/1 was trained with 64"):
         assert f"tiny.yaml: {setting}" in err
     assert "train.epochs" not in err
-    assert err.count("what that run learned is used") == 3
+    assert err.count("the run's network is used as it was trained") == 3
 
 
 def test_an_equal_config_only_names_the_run_it_uses(run, run_cli):

@@ -87,13 +87,13 @@ def test_a_different_environment_is_reported_and_refused_by_strict_resume(unfini
 def test_different_settings_are_reported_and_refused_by_strict_resume(
     unfinished_run, pets, tmp_path, capfd, setting, said
 ):
-    with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
+    with pytest.raises(CheckpointError, match=f"is unfinished, but {said} now"):
         train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert not (tmp_path / "runs" / "tiny" / "2").exists()
     capfd.readouterr()
     made = train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True)
     assert made["run"].endswith("/2")
-    assert f"of other settings: {said}" in capfd.readouterr().err
+    assert f"is unfinished, but {said} now" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
@@ -170,8 +170,8 @@ def test_strict_resume_on_the_command_line_exits_with_3(unfinished_run, pets, tm
     path.write_text(folder_experiment(pets).to_yaml())
     code, _, err = run_cli("train", path, "train.batch=6", "--strict-resume", "--runs", tmp_path / "runs")
     assert code == 3
-    assert "of other settings: train.batch was 8, is 6\n" in err
-    assert "--strict-resume goes on with nothing but the same" in err
+    assert "is unfinished, but train.batch was 8, is 6 now\n" in err
+    assert "--strict-resume needs an unfinished run with the same settings" in err
     code, out, _ = run_cli("train", path, "--strict-resume", "--runs", tmp_path / "runs")
     assert code == 0
     assert str(unfinished_run) in out

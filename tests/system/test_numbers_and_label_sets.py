@@ -271,7 +271,7 @@ def test_a_task_refuses_a_source_with_other_targets(image_folder):
             "l.yaml",
             [],
         )
-    with pytest.raises(ConfigError, match="balanced needs one label a picture"):
+    with pytest.raises(ConfigError, match="balanced needs one label per image"):
         multilabel_experiment(image_folder, "train.sampler=balanced")
     with pytest.raises(ConfigError, match="no number 'leevl'; did you mean 'level'"):
         assemble.build_checked_network(

@@ -152,7 +152,7 @@ def test_the_centres_can_have_their_own_learning_rate(tmp_path):
         pytest.fail(str(error))
     path = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     assert path.exists()
-    with pytest.raises(ConfigError, match="gets no parameter that learns"):
+    with pytest.raises(ConfigError, match="matches no trainable parameter"):
         digits_experiment(groups.replace("criterion.*", "criterion.weights"), "train.epochs=1")
 
 
@@ -252,9 +252,17 @@ def test_a_different_embedding_is_reported_as_disagreement():
 @pytest.mark.parametrize(
     ("overrides", "where", "message"),
     [
-        (["data.split={val: 0.2}"], "data.split", "measured on classes that it never saw: `by: label`"),
+        (
+            ["data.split={val: 0.2}"],
+            "data.split",
+            "measured on classes that it was not trained on: set data.split.by: label",
+        ),
         (["train.monitor=val/loss"], "train.monitor", "'val/loss' is not measured"),
-        (["task=classify", "train.monitor=val/accuracy"], "data.split.by", "measured on the classes that it learns"),
+        (
+            ["task=classify", "train.monitor=val/accuracy"],
+            "data.split.by",
+            "measured on the classes that it is trained on",
+        ),
         (["task.verify.fars=[0.01, 0.1]"], "fars", "the largest first"),
         (["task.verify.far=0.05"], "task", "give one of fars"),
         (["data.split={by: image, val: ['1']}", "data.leakage=keep"], "data.split", "with `by: label`"),
@@ -263,7 +271,7 @@ def test_a_different_embedding_is_reported_as_disagreement():
             "train.sampler",
             "in a batch: use `sampler: identities`",
         ),
-        (["data.augment={mixup: 0.3}"], "data.augment.mixup", "cannot learn from mixed pictures"),
+        (["data.augment={mixup: 0.3}"], "data.augment.mixup", "cannot learn from mixed images"),
         (["model=[{conv: 4}]"], "model", "add `flatten` or `global_avg_pool`"),
     ],
 )

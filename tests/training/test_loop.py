@@ -211,7 +211,7 @@ def test_resume_starts_a_new_run_if_settings_differ_and_names_them(tmp_path, mon
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     run = Path(train_run(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
-    assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
+    assert "is unfinished, but train.batch was 64, is 32 now" in capfd.readouterr().err
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):

@@ -18,6 +18,7 @@ import torch
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.device import peak_memory_mib
+from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.contracts.facts import Facts
@@ -192,7 +193,10 @@ def compare_with_plan(
     with storage_errors(run.path / PLAN, 4096):
         run.replace(PLAN, json_bytes({"planned": plan, "measured": {name: result[name] for name in _COMPARED_KEYS}}))
     seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
-    say(f"planned {seconds[0]:.0f} s and {memory[0]:,.0f} MiB; it took {seconds[1]:.0f} s and {memory[1]:,.0f} MiB")
+    planned, taken = (
+        f"{format_duration(time)} and {size:,.0f} MiB" for time, size in zip(seconds, memory, strict=True)
+    )
+    say(f"planned {planned}; it took {taken}")
 
 
 def _plan_settings(experiment: Experiment, environment: dict[str, Any]) -> dict[str, Any]:

@@ -112,15 +112,15 @@ def test_the_report_opens_offline_with_its_charts_drawn(width, scheme, trained_r
 
 def test_images_are_filtered_by_class(trained_run, tmp_path):
     with open_page(write_page(trained_run, tmp_path)) as visit:
-        items = visit.page.locator(".pictures li")
+        items = visit.page.locator(".images li")
         assert items.count() == 24
-        true = items.nth(0).get_attribute("data-true")
+        true = items.nth(0).get_attribute("data-target")
         choose = visit.page.locator("select.choose")
         choose.focus()
         choose.select_option(true)
         shown = [items.nth(number) for number in range(24) if items.nth(number).is_visible()]
         assert 0 < len(shown) < 24
-        assert {each.get_attribute("data-true") for each in shown} == {true}
+        assert {each.get_attribute("data-target") for each in shown} == {true}
         assert visit.page.locator(".count").inner_text() == f"{len(shown)} of 24 images"
         choose.select_option("")
         assert all(items.nth(number).is_visible() for number in range(24))
@@ -209,7 +209,7 @@ def test_every_task_has_a_report(task, of_each_task, tmp_path):
         own = {"classify": "confusion", "detect": "recall", "verify": "FAR", "regress": "true", "multilabel": "recall"}
         labels = " ".join(visit.page.locator(".vega svg text").all_text_contents())
         assert own[task] in labels
-        assert visit.page.locator(".seen img").count() >= 2
+        assert visit.page.locator(".explanation img").count() >= 2
 
 
 def test_several_runs_are_shown_side_by_side(of_each_task, trained_run, tmp_path):
@@ -219,11 +219,11 @@ def test_several_runs_are_shown_side_by_side(of_each_task, trained_run, tmp_path
     assert found["path"] == str(tmp_path / "report.html")
     with open_page(Path(found["path"])) as visit:
         assert visit.console == []
-        rows = visit.page.locator("#together table").first.locator("tbody tr")
+        rows = visit.page.locator("#comparison table").first.locator("tbody tr")
         assert [row.locator("th").inner_text() for row in rows.all()] == [str(trained_run), str(other)]
-        text = visit.page.locator("#together").inner_text()
+        text = visit.page.locator("#comparison").inner_text()
         assert f"model[0].conv.out_channels: 4 in {trained_run}, 6 in {other}" in text
-        assert visit.page.locator("#together .vega svg").count() >= 2
+        assert visit.page.locator("#comparison .vega svg").count() >= 2
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
         assert len(ids) == len(set(ids))
         visit.page.set_viewport_size({"width": 390, "height": 900})
