@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape, escape_cell
 from cnnrun.contracts.prediction_text import describe_prediction, named_values
 
@@ -23,7 +24,7 @@ def write_all(rows: Iterable[dict[str, Any]], as_json: bool, as_csv: bool) -> No
             write(row)
             unreadable += "error" in row
     if unreadable:
-        raise DataError(f"{unreadable} file(s) could not be read")
+        raise DataError(f"{format_count(unreadable, 'file')} could not be read")
 
 
 @contextmanager

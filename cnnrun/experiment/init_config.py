@@ -43,7 +43,7 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
     The number of epochs is chosen for a training of `minutes`.
     """
     if task != "classify":
-        raise ConfigError(f"--task {escape(task)}: init writes configs for classify alone")
+        raise ConfigError(f"--task {escape(task)}: init supports only classify; write the config by hand")
     source, name = guess_source(data)
     path = out or Path(f"{name}.yaml")
     if path.exists():
@@ -116,7 +116,7 @@ def _survey_source(source: Any) -> SourceOverview:
         sizes.append(size)
         grey += is_grey
     if not sizes:
-        raise DataError(f"{escape(split.sample_name(0))}: neither this nor any other picture can be read")
+        raise DataError(f"{escape(split.sample_name(0))}: cannot be read, nor can any other image of the split")
     height, width = np.median(np.array(sizes), 0).astype(int).tolist()
     return SourceOverview(len(split), (height, width), 1 if grey > 0.95 * len(sizes) else 3, False, splits)
 
@@ -232,7 +232,7 @@ def _format_config(
     is_imbalanced = max(counts) / min(counts) > _MAX_CLASS_RATIO
     errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
     damaged = errors.pop("cannot be decoded", None)
-    errors = {what: finding for what, finding in errors.items() if "without a picture" not in what}
+    errors = {what: finding for what, finding in errors.items() if not what.startswith("classes without")}
     lines = [
         f"# Written by `cnnrun init`: {sum(findings['pictures'].values()):,} pictures, "
         f"{len(dataset.facts.classes)} classes of {min(counts):,} to {max(counts):,} training pictures.",

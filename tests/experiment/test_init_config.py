@@ -190,7 +190,7 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
     for words, expected in (
         (["init", messy_folder], "already exists"),
         (["init", "nowhere"], "no such file"),
-        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
+        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "init supports only classify"),
     ):
         code, _, err = run_cli(*words)
         assert code in (2, 8)

@@ -242,7 +242,7 @@ def test_check_and_data_check_accept_numbers_and_label_sets(image_folder, tmp_pa
     path.write_text(REGRESS.format(table=image_folder / "t.csv", loss="mse"))
     code, out, _ = run_cli("check", path)
     assert code == 0
-    assert "n: fine. level, turn, place; pictures 1x12x12" in out
+    assert "n: no problems. level, turn, place; images of 1x12x12" in out
     code, out, err = run_cli("data", "check", path)
     assert code == 0, err
     code, out, err = run_cli("data", "show", path, "--out", tmp_path / "sheet.png")

@@ -242,7 +242,7 @@ def test_a_run_is_not_distinguishable_from_itself(trained_run, tmp_path, run_cli
     code, out, _ = run_cli("compare", trained_run, trained_run, "--plots", tmp_path)
     assert code == 0
     assert "the configs are the same" in out
-    assert "not distinguishable on these pictures" in out
+    assert "not distinguishable on these images" in out
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
