@@ -121,9 +121,7 @@ def assemble_job(
 def _start_from_weights(experiment: Experiment, network: Network, weights: Weights, matches: dict[str, str]) -> None:
     """Load the matched weights, and log which tensors keep random ones."""
     new_names = weights_file.load_weights(network, weights, matches)
-    say(
-        f"{len(matches)} tensors from {experiment.model.weights}; with random weights: {', '.join(new_names) or 'none'}"
-    )
+    say(f"{len(matches)} tensors from {experiment.model.weights}; new: {', '.join(new_names) or 'none'}")
     if weights.facts is None and experiment.data.image.mean is None:
         say(f"{experiment.model.weights} does not say which mean and std it was trained with; this data's are used")
     frozen = tuple(f"layers.{name}." for name in layers_until(network, experiment.train.freeze))

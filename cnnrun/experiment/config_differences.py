@@ -28,7 +28,7 @@ def check_config_fits_run(config: Path, experiment: Experiment, run: Path, run_e
     `run_experiment` is the run's experiment. Settings that differ but affect only the training are logged.
     """
     lines = {
-        key: f"{escape(str(config))}: {key} is {_format_value(now)}, but {run} was trained with {_format_value(before)}"
+        key: f"{escape(str(config))}: {key} is {_format_value(now)}, but {_format_value(before)} in {run}"
         for key, before, now in list_differences(run_experiment, experiment.with_statistics_of(run_experiment))
         if key != "name"
     }

@@ -25,7 +25,9 @@ from tests.support.images import save_picture
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
     """Fix the measured speed at 1,000 images/s of 3x32x32, in proportion for other sizes."""
-    monkeypatch.setattr(init_config, "_measure_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
+    monkeypatch.setattr(
+        init_config, "_measure_images_per_second", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape)
+    )
 
 
 def draw_shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:

@@ -79,7 +79,7 @@ def test_a_different_environment_is_reported_and_refused_by_strict_resume(unfini
     [
         ("train.batch=6", "train.batch was 8, is 6"),
         ("seed=4", "seed was 0, is 4"),
-        ("train.clip=1.0", "train.clip was None, is 1.0"),
+        ("train.clip=1.0", "train.clip was not set, is 1.0"),
         ("train.accumulate=2", "train.accumulate was 1, is 2"),
         ("data.augment.shift=0.1", "data.augment.shift was 0.0, is 0.1"),
     ],
@@ -118,7 +118,7 @@ def test_changed_data_is_refused_with_what_changed(unfinished_run, pets, tmp_pat
     kept.write_bytes(data)
     os.utime(kept, (1, 1))
     save_picture(pets / "elk" / "1.png", seed=555, size=(8, 8))
-    expect_refusal(said="classes were cat, dog, are cat, dog, elk")
+    expect_refusal(said="the classes were cat, dog, and are cat, dog, elk")
 
 
 def test_the_environment_of_an_earlier_resume_is_remembered(unfinished_run, pets, tmp_path):

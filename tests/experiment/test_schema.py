@@ -58,8 +58,8 @@ def test_an_override_sets_its_value(override, value):
     [
         ("train.epoch=3", "argument 'train.epoch=3': train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.epochs=0", "argument 'train.epochs=0': train.epochs: must be at least 1; got 0"),
-        ("train.epochs", "is written key.path=value"),
-        ("=3", "is written key.path=value"),
+        ("train.epochs", "write an override as key.path=value"),
+        ("=3", "write an override as key.path=value"),
         ("model[9].conv=3", "model[9]: no such setting"),
         ("train.epochs=010", "train.epochs: '010'"),
         ("train.epochs=[1", "argument 'train.epochs=[1'"),
