@@ -26,7 +26,7 @@ from cnnrun.training import checkpoints
 from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
 
 SIGNIFICANCE_LEVEL = 0.05  # chance that any metric of two equal networks is called different
-_MAX_LISTED_KEYS = 30  # of a comparison key, such as the classes: longer ones are shortened
+_MAX_LISTED_KEYS = 30  # longer comparison keys, such as those of many classes, are shortened in messages
 
 
 def compare_runs(
@@ -43,7 +43,7 @@ def compare_runs(
     finished, unless `unfinished` is true or a path names one of its checkpoints.
     """
     if len(run_paths) < 2:
-        raise ConfigError("compare needs two or more runs")
+        raise ConfigError("compare: give two or more runs")
     require_package("scipy", "stats", "compare")
     selected = [find_run(path, runs) for path in run_paths]
     if not unfinished:
@@ -133,8 +133,10 @@ def _data_differences(first: MeasuredRun, other: MeasuredRun) -> list[str]:
         if first_facts.counts.get(name) != other_facts.counts.get(name)
     ]
     if first_facts.classes != other_facts.classes:
-        lines.append(f"classes: {len(first_facts.classes)} and {len(other_facts.classes)}; names or order differ")
-    return lines or ["as many images, but other files, modification times or targets"]
+        lines.append(
+            f"classes: {len(first_facts.classes):,} and {len(other_facts.classes):,}; their names or order differ"
+        )
+    return lines or ["equally many images, but other files, modification times or targets"]
 
 
 def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:

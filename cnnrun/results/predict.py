@@ -41,6 +41,7 @@ class BoxOutput:
 
     @property
     def is_wanted(self) -> bool:
+        """Return whether any of the settings is given."""
         return bool(self.scores or self.draw or self.coco)
 
 
@@ -100,7 +101,7 @@ def _result_rows(trained: TrainedNetwork, loaded: list[tuple[NDArray[np.uint8], 
 
 
 def task_with_scores(task: TaskSpec, settings: Sequence[str], facts: Facts) -> TaskSpec:
-    """Set the task's score thresholds: `0.4` for all classes, `cat=0.6` for one of them. Raises ConfigError."""
+    """Copy the task with other score thresholds: `0.4` for all classes, `cat=0.6` for one. Raises ConfigError."""
     if not settings:
         return task
     scores = task.thresholds(facts)
@@ -137,7 +138,9 @@ def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str,
     make_folder(folder)
     for path in folder.glob("*.png"):
         if not is_own_file(path, _GENERATOR.encode()):
-            raise ConfigError(f"--draw {escape(str(folder))}: holds images of yours; choose another folder")
+            raise ConfigError(
+                f"--draw {escape(str(folder))}: holds PNG files that cnnrun did not write; choose another folder"
+            )
     names: set[str] = set()
 
     def draw(row: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from cnnrun.config.spec import union_members
 from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.explain import methods, run_method
 from cnnrun.explain.aim import choose_direction
-from cnnrun.explain.method_base import ImageMethod, Images, Layers
+from cnnrun.explain.method_base import ImageCount, ImageMethod, Layers
 from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import input_gradients
 from cnnrun.explain.methods.worst_images import find_worst_images
@@ -115,7 +115,7 @@ class Stripes(ImageMethod):
     depth: Annotated[int, Field(ge=2, le=5, description="How deep.")] = 3
     fast: bool = False
     layers: Layers = ()
-    images: Images = 2
+    images: ImageCount = 2
 
     def explain(self, run: OpenRun) -> Explanation:
         shown = self.load_images(run)
@@ -326,7 +326,7 @@ def test_commands_explain_image_files(command, run, run_cli, tmp_path):
 
 def test_an_image_of_a_split_equals_the_same_image_as_a_file(run, tmp_path):
     run_ = open_run(run)
-    shown = run_.load_images(Selection("val", numbers=[3]))
+    shown = run_.load_images(Selection("val", indices=[3]))
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
     other = run_.load_images(Selection(files=[tmp_path / "same.png"]))
     assert torch.equal(shown.pixels, other.pixels)

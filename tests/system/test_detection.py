@@ -223,7 +223,7 @@ def test_an_unusable_output_path_is_refused_before_anything_is_predicted(run, sc
     assert "no such folder" in err
     code, out, err = run_cli("predict", scene, "--run", run, "--draw", scene.parent)
     assert (code, out) == (2, "")
-    assert "holds images of yours" in err
+    assert "holds PNG files that cnnrun did not write" in err
 
 
 def test_a_detector_with_frozen_layers_trains_on_cached_features(tmp_path):

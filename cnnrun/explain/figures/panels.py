@@ -117,7 +117,7 @@ def marks_panel(
         pillow_image = to_pillow(pixels)
         factor = enlargement(pillow_image)
         target_image, result_image = (draw_marks(pillow_image, marks, factor) for marks in (targets, results))
-        rows.append([(name, target_image), ("found", result_image)])
+        rows.append([(name, target_image), ("predicted", result_image)])
     return titled_grid(rows)
 
 
@@ -132,7 +132,7 @@ def results_panel(
 
 
 def enlargement(pillow_image: Any) -> int:
-    """Factor by which an image is enlarged."""
+    """Factor by which an image is enlarged so that its longer side has at least _MIN_SIDE pixels."""
     factor: int = math.ceil(_MIN_SIDE / max(pillow_image.size))
     return max(1, factor)
 

@@ -15,8 +15,8 @@ from cnnrun.explain.method_base import (
     Class,
     ExplainMethod,
     FirstChannels,
+    ImageCount,
     ImageMethod,
-    Images,
     Layer,
     Layers,
     Map,
@@ -102,7 +102,7 @@ class Occlude(ImageMethod):
     )
     stride: Pixels = Field(None, description="Step of the square in pixels; by default a quarter of its side.")
     layer: Layer = None
-    images: Images = 2
+    images: ImageCount = 2
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.occlude import occlude
@@ -160,7 +160,7 @@ class Invariance(ImageMethod):
     kind = "invariance"
     class_: Class = None
     layers: Layers = ()
-    images: Images = 5
+    images: ImageCount = 5
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.invariance import invariance
@@ -193,7 +193,7 @@ class Detections(ImageMethod):
     """Draw the targets of images beside the network's detections. Example: cnnrun explain detections runs/bccd/1"""
 
     kind = "detections"
-    images: Images = 8
+    images: ImageCount = 8
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.detections import detections
@@ -205,13 +205,13 @@ class Assign(SplitMethod):
     """Draw the cells of each level assigned to objects. Example: cnnrun explain assign --split train --image 3"""
 
     kind = "assign"
-    image: Natural = Field(0, description="The image's number in the split.")
+    image: Natural = Field(0, description="The number of the image in the split, from 0.")
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.detections import show_assignment
         from cnnrun.explain.run import Selection
 
-        return show_assignment(run.subject, run.load_images(Selection(self.split, numbers=(self.image,))))
+        return show_assignment(run.subject, run.load_images(Selection(self.split, indices=(self.image,))))
 
 
 Method = (

@@ -34,10 +34,10 @@ from cnnrun.training.loop import fit
 from cnnrun.training.run_folder import describe_environment
 from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
 
-_MEASURED_SECONDS = 8.0  # of training; evaluation on val gets about half as long
-_MAX_EPOCHS = 10  # of the short training
-_MAX_DECODED_IMAGES = 1024  # of each split, if images are not in the cache yet
-_MAX_VAL_IMAGES = 2000  # of the short training's evaluation
+_MEASURED_SECONDS = 8.0  # duration of the measured training; evaluation on val gets about half of it
+_MAX_EPOCHS = 10  # epochs of the measured training
+_MAX_DECODED_IMAGES = 1024  # images of each split that are decoded if they are not cached yet
+_MAX_VAL_IMAGES = 2000  # images of val in the measured training's evaluation
 
 
 def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> dict[str, Any]:

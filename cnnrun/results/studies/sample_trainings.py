@@ -18,7 +18,7 @@ from cnnrun.model.weights_file import Weights
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.optimizers import AdamW
 
-# For checks that learn in a few steps; the config's own optimizer and schedule are tuned for thousands.
+# For checks that train for a few steps; the config's own optimizer and schedule are tuned for thousands.
 GENTLE_OPTIMIZER = AdamW(lr=5e-4, weight_decay=0.0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -101,21 +100,20 @@ def _random_samples(examples: Examples, count: int) -> Examples:
 
 def check_first_loss(bench: SelftestBench) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
-    check = "the first loss is that of a guess"
+    check = "the first loss equals that of a random guess"
     expected = bench.experiment.task.chance_loss(bench.data.facts)
     if bench.weights:
         return CheckResult(check, None, "starts from given weights")
     if expected is None:
         return CheckResult(check, None, "unknown for this task")
-    job = bench.make_job("ignorant")
+    job = bench.make_job("untrained")
     loss = _train_loss(Learner(job), job, job.batches(job.dataset.splits["train"], 1).at(0), 0)
     is_close = abs(loss - expected) <= 0.3 + 0.25 * expected
     return CheckResult(check, is_close, f"{loss:.3f}, a guess has {expected:.3f}")
 
 
 def _train_loss(learner: Learner, job: Job, batch: Batch, step: int) -> float:
-    loss = backward(learner, job, batch, step)
-    return math.inf if loss is None else float(loss)
+    return float(backward(learner, job, batch, step))
 
 
 def check_overfitting(bench: SelftestBench) -> CheckResult:
@@ -138,7 +136,7 @@ def check_overfitting(bench: SelftestBench) -> CheckResult:
 
 def check_shuffled_labels(bench: SelftestBench) -> CheckResult:
     """Train on true and on shuffled targets, and compare how well each predicts the targets of val."""
-    check = "shuffled labels teach nothing"
+    check = "nothing is learned from shuffled labels"
     if bench.experiment.task.is_open_set:
         _train_on(bench, "true", lambda examples: examples)
         return CheckResult(check, None, "val has other people than train, so its labels have no loss")
@@ -172,6 +170,7 @@ def _train_on(bench: SelftestBench, name: str, transform: Callable[[Examples], E
 
 
 def _label_gain(bench: SelftestBench, name: str, transform: Callable[[Examples], Examples]) -> float:
+    """Train, and return by how much the loss on val's own targets is lower than on shuffled ones."""
     learner = _train_on(bench, name, transform)
     outputs, targets = _val_outputs(bench, learner)
     with torch.inference_mode():
@@ -220,12 +219,12 @@ def check_live_units(bench: SelftestBench) -> CheckResult:
     for handle in handles:
         handle.remove()
     dead_shares = {name: float((low == high).float().mean()) for name, (low, high) in ranges.items()}
-    check = "units are alive"
+    check = "no channel is dead"
     if not dead_shares:
         return CheckResult(check, None, "no activations")
     name = max(dead_shares, key=lambda name: dead_shares[name])
     return CheckResult(
-        check, dead_shares[name] < 0.9, f"largest share of dead units: {dead_shares[name]:.0%} of {name}"
+        check, dead_shares[name] < 0.9, f"largest share of dead channels: {dead_shares[name]:.0%} of {name}"
     )
 
 
@@ -252,7 +251,7 @@ def check_single_images(bench: SelftestBench) -> CheckResult:
         batched = learner.network(images)
         single = torch.cat([learner.network(image[None]) for image in images])
     difference = float((batched - single).abs().max() / batched.abs().max().clamp(min=1e-6))
-    check = "a picture alone gives what it gives in a batch"
+    check = "an image gives the same output alone and in a batch"
     return CheckResult(check, difference < 1e-3, f"largest difference {difference:.1e}")
 
 
