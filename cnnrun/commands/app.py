@@ -101,6 +101,7 @@ def options(
         bool, typer.Option("--fetch", help="Allow data sources to download from URLs and to run `pipe:` commands.")
     ] = False,
 ) -> None:
+    """Apply the options that precede the command."""
     # data.sources.shards reads this variable, in this process and its children, until the command ends.
     if fetch:
         previous = os.environ.get("CNNRUN_FETCH", "0")

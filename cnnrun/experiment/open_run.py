@@ -99,7 +99,7 @@ def open_trained(
     experiment = read_run_config(folder)
     checkpoint = checkpoints.load(path) if path else checkpoints.load_newest(folder / CHECKPOINTS, "best", say)
     if checkpoint is None:
-        raise CheckpointError(f"{folder}: no checkpoint yet")
+        raise CheckpointError(f"{folder}: no checkpoint yet; continue its training with `cnnrun train CONFIG --resume`")
     facts, weights = weights_of_checkpoint(checkpoint)
     if (run_facts := read_facts(folder)) and run_facts.classes != facts.classes:
         raise CheckpointError(f"{checkpoint.path}: its classes are not those of {folder / FACTS}")

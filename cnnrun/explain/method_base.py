@@ -38,12 +38,12 @@ Layer = Annotated[
 ]
 Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer by path or name; may be repeated.")]
 Channels = Annotated[
-    tuple[Natural, ...], OptionName("channel"), Field(description="A channel, from 0; may be repeated.")
+    tuple[Natural, ...], OptionName("channel"), Field(description="The number of a channel, from 0; may be repeated.")
 ]
 FirstChannels = Annotated[
     int,
     OptionName("channels"),
-    Field(ge=1, le=1000, description="Number of channels to show, from 0, unless --channel is given."),
+    Field(ge=1, le=1000, description="Number of channels to show, starting at channel 0, unless --channel is given."),
 ]
 Class = Annotated[
     str | None, OptionName("class"), Field(description="A class or target to explain; by default the predicted one.")

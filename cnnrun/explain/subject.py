@@ -128,7 +128,7 @@ class Subject:
     def check_channels(self, place: LayerPlace, channels: Sequence[int]) -> list[int]:
         """Check channels of a layer; returns them without duplicates. Raises ConfigError."""
         if invalid := [channel for channel in channels if not 0 <= channel < place.shape[0]]:
-            raise ConfigError(f"--channel {invalid[0]}: {place.title} has {place.shape[0]} channels, from 0")
+            raise ConfigError(f"--channel {invalid[0]}: {place.title} has {place.shape[0]} channels, numbered from 0")
         return list(dict.fromkeys(channels))
 
 

@@ -24,7 +24,7 @@ from cnnrun.results.gallery_file import Gallery, SearchMethod
 from cnnrun.results.predict import predict_files
 from cnnrun.tasks.embedding.task import OperatingPoint, Verify, find_operating_point
 
-_REPORTED_STRANGER_RATE = 0.05  # share of strangers accepted as someone, above which a note is printed
+_REPORTED_STRANGER_RATE = 0.05  # a note is printed if a larger share of strangers is accepted as someone
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class IdentityOptions:
         point = find_operating_point(task, trained.facts, self.far)
         if point is None:
             available = ", ".join(f"{far:g}" for far in task.fars) if trained.facts.chosen else "none"
-            raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {available}); give --threshold")
+            raise ConfigError(f"no threshold was chosen on val for this FAR (available: {available}); give --threshold")
         if point.note:
             say(f"threshold for FAR {point.far:g}: {point.note}")
         return point

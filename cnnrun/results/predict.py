@@ -134,7 +134,7 @@ def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str,
     if folder is None:
         return lambda row: None
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--draw {escape(str(folder))}: is a file")
+        raise ConfigError(f"--draw {escape(str(folder))}: is a file; give a folder")
     make_folder(folder)
     for path in folder.glob("*.png"):
         if not is_own_file(path, _GENERATOR.encode()):

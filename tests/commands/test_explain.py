@@ -92,7 +92,7 @@ def test_a_layer_without_feature_maps_or_kernels_is_refused(run, run_cli):
 def test_invalid_arguments_are_refused(run, run_cli, tmp_path):
     for words, line in (
         (["features", run, "--layer", ""], "--layer : no such layer"),
-        (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
+        (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, numbered from 0"),
         (["gradcam", run, "--class", "eleven"], "--class eleven: the network has no such class"),
         (["gradcam", run, "--image", "100000"], "--image 100000: split test has"),
         (["occlude", run, "--size", "9"], "--size 9: larger than the image, 8x8"),

@@ -187,7 +187,7 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold(tmp_path, run_cli, 
     words = ["verify", *sorted((people / "digit 7").iterdir())[:2], "--run", run / "checkpoints" / "latest"]
     code, _, err = run_cli(*words)
     assert code == 2
-    assert "there are: none" in err
+    assert "available: none" in err
     task, given = made.task, open_run.open_trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
     assert "no threshold was chosen" in task.metadata(given.facts)["embedding"]
     assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
@@ -566,7 +566,7 @@ def test_verify_compares_two_images_with_the_stored_threshold(run, people, run_c
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--far", "0.3"], 2, "no threshold was chosen on val for this FAR (there are: 0.1, 0.01, 0.001, 0.0001)"),
+        (["--far", "0.3"], 2, "no threshold was chosen on val for this FAR (available: 0.1, 0.01, 0.001, 0.0001)"),
         (["--far", "0.1", "--threshold", "0.2"], 2, "--threshold and --far: give one of them"),
     ],
 )
@@ -621,7 +621,7 @@ def test_people_are_enrolled_added_removed_and_identified(run, people, tmp_path,
         "enroll", "--gallery", path, "--remove", "digit 9", "--remove", "digit 7", "--run", run, "--json"
     )
     assert (json.loads(out)["people"], json.loads(out)["removed"]) == ({"digit 8": 12}, ["digit 9", "digit 7"])
-    assert "digit 8        12" in run_cli("enroll", "--gallery", path)[1]
+    assert "digit 8      12" in run_cli("enroll", "--gallery", path)[1]
     assert run_cli("enroll", "--gallery", path, "--remove", "digit 5", "--run", run)[0] == 2
     assert run_cli("enroll", "--gallery", path, "--remove", "digit 8", "--run", run)[0] == 2
     assert json.loads(run_cli("enroll", "--gallery", path, "--json")[1])["people"] == {"digit 8": 12}

@@ -83,7 +83,9 @@ class Deconv(ImageMethod):
 
     kind = "deconv"
     layer: Layer = None
-    channels: Channels = ()
+    channels: Channels = Field(
+        (), description="The number of a channel, from 0; may be repeated; by default the strongest channels."
+    )
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.deconv import deconv
@@ -159,7 +161,11 @@ class Invariance(ImageMethod):
 
     kind = "invariance"
     class_: Class = None
-    layers: Layers = ()
+    layers: Layers = Field(
+        (),
+        description="A layer by path or name; may be repeated; by default the first conv and the last layer before "
+        "the head.",
+    )
     images: ImageCount = 5
 
     def explain(self, run: OpenRun) -> Explanation:
@@ -176,7 +182,7 @@ class Embed(SplitMethod):
     kind = "embed"
     out: ClassVar[str] = "The file for the vectors: .npz or .parquet."
     suffixes: ClassVar[tuple[str, ...]] = (".npz", ".parquet")
-    layers: Layers = ()
+    layers: Layers = Field((), description="A layer by path or name; may be repeated; by default the head's input.")
     map: Map = Field("pca", description="Projection of the vectors to a plane.")
     probe: bool | None = Field(None, description="Fit a linear model on each layer's vectors; by default if possible.")
 

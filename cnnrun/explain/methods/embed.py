@@ -24,7 +24,7 @@ from cnnrun.explain.subject import Explanation, Subject, plot_to_pillow, sample_
 Vectors = NDArray[np.float32]
 _MAX_MAPPED = 3000  # points of the map
 _MAX_PROBED = 5000  # images of a split on which a probe is fitted or measured
-_MAX_SERIES = 12  # classes that the map shows by colour
+_MAX_SERIES = 12  # with more classes, all points of the map have one colour
 
 
 def embed(

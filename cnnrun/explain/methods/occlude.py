@@ -19,7 +19,7 @@ from cnnrun.explain.layer_names import capture_outputs
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject, compute_class_scores
 
 _IMAGE_SIDE = 2 * TILE_SIDE
-_OUTSIDE_GREY = 200  # of pixels beyond the outermost squares' centres
+_OUTSIDE_GREY = 200  # grey level of pixels beyond the centres of the outermost squares
 _MAX_KEY_NAMES = 9  # classes in the key of colours
 
 

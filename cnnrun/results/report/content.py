@@ -33,7 +33,7 @@ from cnnrun.tasks.classification_metrics import largest_confusions
 from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training.run_records import read_environments, read_metrics, read_result
 
-_MAX_PANEL_WIDTH = 900  # pixels of an image with its targets beside one with its detections
+_MAX_PANEL_WIDTH = 900  # pixels of two copies of an image, with its targets and with its detections
 _MAX_MISTAKES = 24  # worst images that are shown
 _EXPLAINED_IMAGES, _CHANNELS = 6, 8  # images and channels that are explained
 _MAX_EXPLAINED_RUNS = 4  # a report on more runs has no explanations

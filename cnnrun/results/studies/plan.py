@@ -17,6 +17,7 @@ import torch
 
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.device import peak_memory_mib
 from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import CheckpointError
@@ -59,7 +60,7 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     build_checked_network(experiment, facts, weights)
     if experiment.data.cache == "none":
         say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
-    say(f"training on {len(data.splits['train']):,} images for a few seconds")
+    say(f"training on {format_count(len(data.splits['train']), 'image')} for a few seconds")
     with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
         speed = _measure_speed(experiment, replace(data, facts=facts), weights, device, Path(folder))
     plan = _predict_times(experiment, facts, speed)
