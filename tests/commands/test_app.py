@@ -49,7 +49,7 @@ def test_commands_print_readable_text(trained_run, run_cli):
     runs = trained_run.parent.parent
     code, out, _ = run_cli("eval", trained_run)
     assert code == 0
-    assert "split test, 359 pictures" in out
+    assert "split test, 359 images" in out
     assert "confusion" in out
     code, out, _ = run_cli("eval", "--runs", runs, "--split", "val")
     assert "split val" in out

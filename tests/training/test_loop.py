@@ -349,7 +349,7 @@ def test_resuming_with_changed_data_is_refused(tmp_path, monkeypatch):
     run = interrupt_at_step(tmp_path, monkeypatch, 2, *data)
     before = (run / "checkpoints" / "latest").read_text()
     write_class_folders(tmp_path / "pets", "cat", "dog", "elk")
-    with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
+    with pytest.raises(CheckpointError, match="has changed .*24 images in 2 classes then, 36 images in 3 classes now"):
         train_run(tiny_experiment(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 
