@@ -142,7 +142,8 @@ def test_a_new_method_is_a_command_with_its_settings_as_options(run, run_cli, mo
     assert code == 0, err
     data = json.loads(out)
     assert data["settings"] == {
-        "split": "val", "images": 2, "image_indices": [7, 1], "files": [], "depth": 5, "fast": True, "layers": ["a", "b"],
+        "split": "val", "images": 2, "image_indices": [7, 1], "files": [],
+        "depth": 5, "fast": True, "layers": ["a", "b"],
     }  # fmt: skip
     examples = open_run(run).load_examples("val")
     assert data["names"] == [examples.sample_name(7), examples.sample_name(1)]

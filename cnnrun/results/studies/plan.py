@@ -195,7 +195,7 @@ def compare_with_plan(
         run.replace(PLAN, json_bytes({"planned": plan, "measured": {name: result[name] for name in _COMPARED_KEYS}}))
     seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
     planned, taken = (
-        f"{format_duration(time)} and {size:,.0f} MiB" for time, size in zip(seconds, memory, strict=True)
+        f"{format_duration(duration)} and {size:,.0f} MiB" for duration, size in zip(seconds, memory, strict=True)
     )
     say(f"planned {planned}; it took {taken}")
 
