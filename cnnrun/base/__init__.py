@@ -10,6 +10,7 @@ __all__ = [
     "console",
     "counts",
     "device",
+    "durations",
     "error_lines",
     "errors",
     "extras",

@@ -50,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# `cnnrun --help` lists them in this order.
+# `cnnrun --help` lists the commands in this order.
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
@@ -101,7 +101,8 @@ def options(
         bool, typer.Option("--fetch", help="Allow data sources to download from URLs and to run `pipe:` commands.")
     ] = False,
 ) -> None:
-    # data.shards reads this variable, in this process and in those that it starts, until the command ends.
+    """Apply the options that precede the command."""
+    # data.sources.shards reads this variable, in this process and its children, until the command ends.
     if fetch:
         previous = os.environ.get("CNNRUN_FETCH", "0")
         os.environ["CNNRUN_FETCH"] = "1"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
@@ -45,7 +46,7 @@ def cache_clear(
 
 
 def _print_entries(data: dict[str, Any], out: Output) -> None:
-    """Print a row for each data set."""
+    """Print the cached data sets (key, source, size, last use), and the size of the whole cache."""
     rows = [
         [
             entry["key"][:12],
@@ -58,12 +59,12 @@ def _print_entries(data: dict[str, Any], out: Output) -> None:
         ]
         for entry in data["entries"]
     ]
-    out.print(build_table(["key", "source", "pictures", "shape", "MiB", "", "used"], rows, text_columns=2))
+    out.print(build_table(["key", "source", "images", "shape", "MiB", "", "last use"], rows, text_columns=2))
     out.print(f"{escape(data['folder'])}: {data['bytes'] / 2**30:,.2f} GiB")
 
 
 def _print_cleared(data: dict[str, Any], out: Output) -> None:
     """Print what was removed, and what was not because it is in use."""
-    out.print(f"{len(data['removed'])} removed, {data['bytes'] / 2**30:,.2f} GiB freed")
+    out.print(f"{format_count(len(data['removed']), 'data set')} removed, {data['bytes'] / 2**30:,.2f} GiB freed")
     for key in data["in_use"]:
         out.print(f"{key}: in use, not removed")

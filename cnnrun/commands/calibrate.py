@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.console import Output
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Run, Runs, refuse_ranks, show
 
@@ -14,9 +15,9 @@ def calibrate(run: Run = None, device: Device = "auto", runs: Runs = Path("runs"
     """Fit a temperature on val, so that probabilities match accuracy. Example: cnnrun calibrate runs/digits/1"""
     refuse_ranks("calibrate")
     from cnnrun.base.device import choose_device
-    from cnnrun.results import calibrate as calibrating
+    from cnnrun.results.calibrate import calibrate_run
 
-    show(calibrating.calibrate_run(run, runs, choose_device(device)), as_json, _print_calibration)
+    show(calibrate_run(run, runs, choose_device(device)), as_json, _print_calibration)
 
 
 def _print_calibration(data: dict[str, Any], out: Output) -> None:
@@ -25,4 +26,4 @@ def _print_calibration(data: dict[str, Any], out: Output) -> None:
     out.print(f"temperature {data['temperature']:.4f}, saved in {run}; eval, predict and export use it")
     metrics = {"negative log-likelihood": data["nll"], **({"ece": data["ece"]} if "ece" in data else {})}
     changes = "  ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in metrics.items())
-    out.print(f"on the {data['samples']:,} pictures of {data['split']} that it was fitted on: {changes}")
+    out.print(f"on the {format_count(data['samples'], 'image')} of {data['split']} that it was fitted on: {changes}")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.tables import shape_text
@@ -31,11 +32,13 @@ def check(
 
 def _print_check(data: dict[str, Any], out: Output) -> None:
     """Print the sizes of a valid config: classes, images, parameters, steps."""
-    outputs = ", ".join(number["name"] for number in data["numbers"]) or f"{len(data['classes'])} classes"
-    out.print(f"{data['name']}: fine. {escape(outputs)}; pictures {shape_text(data['image'])}")
-    out.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
+    columns = ", ".join(number["name"] for number in data["numbers"])
+    targets = columns or format_count(len(data["classes"]), "class", "classes")
+    out.print(f"{data['name']}: no problems. {escape(targets)}; images of {shape_text(data['image'])}")
+    out.print("images: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
     out.print(
-        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs per picture, {data['steps']:,} steps"
+        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs per image, "
+        f"{format_count(data['steps'], 'step')}"
     )
     for line in data["remarks"]:
         out.print(line)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Plots, Runs, SplitName, refuse_ranks, show
 
@@ -36,7 +37,7 @@ def compare(
 
 def _print_comparison(data: dict[str, Any], out: Output) -> None:
     """Print for each pair what differs in config and data, and a row for each metric with its test."""
-    out.print(f"on {data['samples']:,} pictures of {data['split']}")
+    out.print(f"on {format_count(data['samples'], 'image')} of {data['split']}")
     for row in data["runs"]:
         if progress := row["unfinished"]:
             position = f"step {progress['step']:,} of {progress['steps']:,}"
@@ -79,9 +80,9 @@ def _tests_table(tests: list[dict[str, Any]]) -> Any:
 
 def _verdict(pair: dict[str, Any]) -> str:
     if not pair["tests"]:
-        return "not tested: too few pictures for a confidence interval of any metric"
+        return "not tested: too few images for a confidence interval of any metric"
     if not pair["distinguishable"]:
-        return "not distinguishable on these pictures"
+        return "not distinguishable on these images"
     names = ", ".join(pair["distinguishable"])
     if pair["same_config"]:
         return f"distinguishable by {names}; their configs are the same, so the trainings differ"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, escape
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.renamed import Command
@@ -30,9 +31,9 @@ def data_check(
     from cnnrun.experiment.config_file import read_config
     from cnnrun.experiment.data_check import check_data, refuse_unfit
 
-    report = check_data(read_config(config, overrides or []), verify, write_manifest)
-    show(report, as_json, _print_audit)
-    refuse_unfit(report)
+    audit = check_data(read_config(config, overrides or []), verify, write_manifest)
+    show(audit, as_json, _print_audit)
+    refuse_unfit(audit)
 
 
 @data_app.command("show", cls=Command)
@@ -66,7 +67,9 @@ def data_split(
     ] = 0,
     group_by: Annotated[
         str | None,
-        typer.Option(help="Keep images together whose paths match this pattern alike, such as '(patient\\d+)'."),
+        typer.Option(
+            help="Keep images in one split if this pattern matches the same text in their paths: '(patient\\d+)'."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random split.")] = 0,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("split.csv"),
@@ -109,7 +112,8 @@ def _print_audit(data: dict[str, Any], out: Output) -> None:
 
 def _print_sheet(data: dict[str, Any], out: Output) -> None:
     """Print the path and the size of the contact sheet."""
-    out.print(f"{escape(data['path'])}: {data['pictures']} pictures, each augmented {data['times']} times")
+    images, times = format_count(data["pictures"], "image"), format_count(data["times"], "time")
+    out.print(f"{escape(data['path'])}: {images}, each augmented {times}")
 
 
 def _print_split(data: dict[str, Any], out: Output) -> None:
@@ -117,7 +121,7 @@ def _print_split(data: dict[str, Any], out: Output) -> None:
     for column, counts in data["columns"].items():
         out.print(f"{column}: " + "  ".join(f"{name} {count:,}" for name, count in counts.items() if count))
     if data["groups"]:
-        out.print(f"{data['groups']:,} groups, each in one split")
+        out.print(f"{format_count(data['groups'], 'group')}, each in one split")
     split = "" if "split" in data["columns"] else f", split: {next(iter(data['columns']))}"
     settings = f"path: {data['path']}, root: {data['root']}{split}"
     out.print(escape(f"use it in a config:  source: {{table: {{{settings}}}}}"))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Batch, Device, GalleryFile, Json, RunOption, Runs, show
 from cnnrun.commands.tables import MAX_ROWS
@@ -42,7 +43,8 @@ def print_gallery(data: dict[str, Any], out: Output) -> None:
             out.print(f"{change}: {escape(', '.join(names[:MAX_ROWS]))}{more}")
     people = data["people"]
     shown = list(people.items())[:MAX_ROWS]
-    out.print(build_table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))
+    out.print(build_table(["person", "images"], [[name, f"{count:,}"] for name, count in shown]))
     if len(people) > len(shown):
         out.print(f"and {len(people) - len(shown):,} more")
-    out.print(f"{escape(data['path'])}: {len(people):,} people, {sum(people.values()):,} pictures")
+    totals = f"{format_count(len(people), 'person', 'people')}, {format_count(sum(people.values()), 'image')}"
+    out.print(f"{escape(data['path'])}: {totals}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
 from cnnrun.commands.tables import format_metric
@@ -34,7 +35,8 @@ def print_evaluation(data: dict[str, Any], out: Output) -> None:
     """Print the metrics, their confidence intervals, then the tables."""
     from cnnrun.results.report import class_tables
 
-    out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
+    samples = f"split {data['split']}, {format_count(data['samples'], 'image')}"
+    out.print(f"{data['run']}, checkpoint of step {data['step']:,}: {samples}")
     metrics, intervals = data["numbers"], data["intervals"]
     out.print("  ".join(f"{name} {format_metric(value)}" for name, value in metrics.items() if name not in intervals))
     if None in metrics.values():

@@ -17,7 +17,7 @@ from cnnrun.commands.renamed import Command, Group
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-_MAX_ROWS = 40
+_MAX_ROWS = 40  # rows of a method's table that are printed
 
 
 class _MethodGroup(Group):
@@ -38,7 +38,7 @@ explain_app = typer.Typer(
 
 @explain_app.callback()
 def _explain() -> None:
-    """Do nothing; Typer needs a command or a callback to make a group."""
+    """Do nothing, since Typer needs a command or a callback to make a group."""
 
 
 def _build_commands() -> dict[str, Any]:

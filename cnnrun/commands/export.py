@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
+from cnnrun.base.counts import format_count
 from cnnrun.commands.options import Json, Run, Runs, SplitName, show
 from cnnrun.commands.tables import format_metric
 
@@ -46,7 +47,8 @@ def export_code(
 
 def print_parity(data: dict[str, Any], out: Output) -> None:
     """Print how close an exported file is to the network, and its metrics."""
-    out.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
+    images = format_count(data["samples_compared"], "image")
+    out.print(f"{data['path']}: equal to the network on {images} of split {data['split']}")
     out.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
     artefact = data["metrics"]["artefact"]
     out.print(

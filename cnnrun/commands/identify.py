@@ -26,7 +26,8 @@ def identify(
     threshold: Threshold = None,
     far: FalseAccepts = None,
     search: Annotated[
-        SearchMethod, typer.Option(help="Compare with everybody, or use faiss (pip install faiss-cpu).")
+        SearchMethod,
+        typer.Option(help="Compare with each image of the gallery (exact), or use faiss (pip install faiss-cpu)."),
     ] = SearchMethod.exact,
     batch: Batch = 64,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
+from cnnrun.base.counts import format_count
 from cnnrun.commands.options import Json, show
 
 
@@ -40,7 +41,10 @@ def import_weights(
 
 def _print_weights(data: dict[str, Any], out: Output) -> None:
     """Print the contents of the weights file, and how to use it."""
-    out.print(
-        f"{data['path']}: {data['parameters']:,} parameters, {data['tensors']} tensors, {len(data['classes'])} classes"
+    contents = (
+        format_count(data["parameters"], "parameter"),
+        format_count(data["tensors"], "tensor"),
+        format_count(len(data["classes"]), "class", "classes"),
     )
-    out.print(f"use it: cnnrun predict PICTURES --run {data['path']}, or model.weights={data['path']} in a config")
+    out.print(f"{data['path']}: {', '.join(contents)}")
+    out.print(f"use it: cnnrun predict IMAGES --run {data['path']}, or model.weights={data['path']} in a config")

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
+from cnnrun.base.counts import format_count
+from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import print_findings, width_height
@@ -17,7 +19,7 @@ def init(
     data: Annotated[
         str, typer.Argument(help="A folder, a table, a .npz file, tar shards, or `digits`.", metavar="DATA")
     ],
-    task: Annotated[str, typer.Option(help="The task of the network.")] = "classify",
+    task: Annotated[str, typer.Option(help="The task; init supports only classify.")] = "classify",
     out: Annotated[
         Path | None, typer.Option(help="The config to write; by default it is named after the data.")
     ] = None,
@@ -35,17 +37,16 @@ def init(
 def _print_config(data: dict[str, Any], out: Output) -> None:
     """Print what is in the data, the chosen settings, and the next command."""
     counts = data["classes"]["train"]
-    out.print("found: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
+    out.print("images: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
     rarest, commonest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     extremes = " to ".join(f"{counts[name]:,} ({escape(name)})" for name in (rarest, commonest))
-    out.print(f"{len(counts)} classes in train: {extremes}")
+    out.print(f"{format_count(len(counts), 'class', 'classes')} in train: {extremes} images")
     sizes = data["sizes"]
-    out.print(f"pictures from {width_height(sizes['smallest'])} to {width_height(sizes['largest'])} pixels")
+    out.print(f"image sizes: {width_height(sizes['smallest'])} to {width_height(sizes['largest'])} pixels")
     print_findings(data["findings"], out)
     height, width = data["size"]
-    out.print(
-        f"chosen: {width}x{height}x{data['channels']}, {data['parameters']:,} parameters, batch {data['batch']}, "
-        f"{data['epochs']} epochs: about {data['minutes']:g} min here ({data['images_per_second']:,} images/s measured)"
-    )
+    training = f"batch {data['batch']}, {format_count(data['epochs'], 'epoch')}"
+    duration = f"about {format_duration(60 * data['minutes'])} here ({data['images_per_second']:,} images/s measured)"
+    out.print(f"chosen: {width}x{height}x{data['channels']}, {data['parameters']:,} parameters, {training}: {duration}")
     path = escape(data["path"])
     out.print(f"wrote {path}; next: cnnrun train {path}")

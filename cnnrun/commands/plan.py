@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.console import Output
+from cnnrun.base.counts import format_count
+from cnnrun.base.durations import format_duration
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, refuse_ranks, show
 
 
@@ -30,21 +32,18 @@ def plan(
 
 def _print_plan(data: dict[str, Any], out: Output) -> None:
     """Print the estimated time and memory of a training."""
-    total, epochs = data["seconds"], data["epochs"]
     out.print(
-        f"{data['name']}: {_format_time(total)} for {epochs:,} epochs, {_format_time(data['seconds_per_epoch'])} each"
+        f"{data['name']}: {format_duration(data['seconds'])} for {format_count(data['epochs'], 'epoch')}, "
+        f"{format_duration(data['seconds_per_epoch'])} each"
     )
-    steps = f"{data['steps_per_epoch']:,} steps of {data['seconds_per_step'] * 1000:.1f} ms"
-    out.print(f"{steps}, {data['images_per_second']:,.0f} images/s, waiting for data {data['data_wait_share']:.1%}")
+    steps = format_count(data["steps_per_epoch"], "step")
+    speed = f"{steps} of {data['seconds_per_step'] * 1000:.1f} ms"
+    out.print(f"{speed}, {data['images_per_second']:,.0f} images/s, waiting for data {data['data_wait_share']:.1%}")
     out.print(f"peak memory {data['peak_memory_mib']:,} MiB")
     if data["decode_seconds"]:
         out.print(
-            f"before that, decoding: {_format_time(data['decode_seconds'])}, {data['cache_mib']:,.0f} MiB of cache"
+            f"before that, decoding: {format_duration(data['decode_seconds'])}, {data['cache_mib']:,.0f} MiB of cache"
         )
-    out.print(f"measured in {data['took']:.0f} s; the training will compare its own time with this estimate")
-
-
-def _format_time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    out.print(
+        f"measured in {format_duration(data['took'])}; after the training its own time is printed beside this estimate"
+    )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape, escape_cell
 from cnnrun.results.predict import PredictedFile
 
@@ -21,7 +22,7 @@ def write_all(files: Iterable[PredictedFile], as_json: bool, as_csv: bool) -> No
             write(predicted)
             unreadable += predicted.prediction is None
     if unreadable:
-        raise DataError(f"{unreadable} file(s) could not be read")
+        raise DataError(f"{format_count(unreadable, 'file')} could not be read")
 
 
 @contextmanager

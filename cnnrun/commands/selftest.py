@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Overrides, show
 
@@ -39,4 +40,4 @@ def _print_checks(data: dict[str, Any], out: Output) -> None:
     rows = [[row["check"], verdicts[row["passed"]], escape(row["found"])] for row in data["checks"]]
     out.print(build_table(["check", "verdict", "details"], rows, text_columns=3))
     verdict = "all checks passed" if data["passed"] else "some checks failed"
-    out.print(f"{data['name']}: {verdict}, {data['seconds']:.0f} s")
+    out.print(f"{data['name']}: {verdict}, {format_duration(data['seconds'])}")

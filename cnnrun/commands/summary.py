@@ -21,7 +21,7 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
 
 def _print_summary(data: dict[str, Any], out: Output) -> None:
     """Print a row for each layer."""
-    columns = ["layer", "in weights", "output", "parameters", "MFLOPs", "KiB", "sees", "stride"]
+    columns = ["layer", "name in weights", "output", "parameters", "MFLOPs", "KiB", "receptive field", "stride"]
     rows = [
         [
             row["path"],
@@ -40,5 +40,5 @@ def _print_summary(data: dict[str, Any], out: Output) -> None:
     total = data["total"]
     out.print(
         f"{total['parameters']:,} parameters ({total['parameters'] * 4 / 2**20:,.2f} MiB), "
-        f"{total['flops'] / 1e6:,.2f} MFLOPs per picture, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
+        f"{total['flops'] / 1e6:,.2f} MFLOPs per image, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
     )

@@ -9,6 +9,8 @@ import typer
 
 from cnnrun.base import torchrun
 from cnnrun.base.console import Output, build_table
+from cnnrun.base.counts import format_count
+from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
 
@@ -57,9 +59,9 @@ def train(
 def _print_training(data: dict[str, Any], out: Output) -> None:
     """Print the best metrics, the speed and the folder of a training."""
     best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
-    out.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
+    out.print(f"best at step {data['best_step']:,} of {data['steps']:,}: {best}")
     out.print(
-        f"{data['seconds']:.1f} s, {data['images_per_second']:,.0f} images/s, "
+        f"{format_duration(data['seconds'])}, {data['images_per_second']:,.0f} images/s, "
         f"waiting for data {data['data_wait_share']:.1%}"
     )
     out.print(f"run: {data['run']}")
@@ -70,7 +72,7 @@ def print_seeds(data: dict[str, Any], out: Output) -> None:
     from cnnrun.results.report.class_tables import format_cell
 
     count = len(data["seeds"])
-    out.print(f"{data['name']}: {count} seeds, measured on {data['split']}")
+    out.print(f"{data['name']}: {format_count(count, 'seed')}, measured on {data['split']}")
     columns = ("mean", "deviation", "from", "to")
     rows = [
         [name, *(format_cell(statistics[column]) if column in statistics else "" for column in columns)]

@@ -66,7 +66,7 @@ def build_checked_network(
     task = experiment.task.bind(facts)
     for split in ("train", "val"):
         if split not in facts.counts:
-            raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
+            raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training images")
     if problem := experiment.train.sampler.batch_problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
     built = build_for(experiment, task)
@@ -140,5 +140,5 @@ def create_run(experiment: Experiment, data: Dataset, weights: Weights | None, r
         files[INITIAL_WEIGHTS] = f"{json.dumps(record)}\n".encode()
     run = run_folder.create_run_folder(runs, experiment.name, files)
     if data.skipped_samples:
-        say(f"{len(data.skipped_samples):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
+        say(f"images left out: {len(data.skipped_samples):,}; {run / 'skipped.jsonl'} lists them")
     return run

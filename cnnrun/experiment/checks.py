@@ -1,4 +1,4 @@
-"""Check and summarise a config without training: `cnnrun check`, `cnnrun summary` and the network's outline."""
+"""Check and summarize a config without training: `cnnrun check`, `cnnrun summary` and the network's outline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cnnrun.model.weights_file import Weights
 
 
 def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
-    """Check everything that training would check, and describe the training, without a step.
+    """Check everything that training would check, and describe the training, without training.
 
     With `decode=False` images are not decoded, so damaged files and duplicates are not found. Raises ConfigError,
     DataError or CheckpointError, as training would.
@@ -36,7 +36,7 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         built, facts, targets = _check_undecoded(experiment, indexed, weights)
         notes = [
             *class_remarks(indexed),
-            "pictures were not decoded, so damaged files and duplicates were not looked for",
+            "images were not decoded, so damaged files and duplicates were not looked for",
         ]
     levels = [FeatureLevel(level.shape, level.field, level.stride) for level in built.levels]
     return {

@@ -14,22 +14,22 @@ _WITHOUT_EFFECT = {
     *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
     *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
 }
-# Settings that a comparison of two runs does not list: names, seeds, and the statistics that a run measures.
+# A comparison of two runs does not list names, seeds, and the statistics that a run measures.
 _NOT_COMPARED = ("name", "seed", "data.image.mean", "data.image.std")
 
-# Sections that decide which network it is and on which data it is measured, except the settings of training alone.
+# These sections describe the network and the data that it is measured on, except for the settings of training alone.
 _MEASUREMENT_SECTIONS = ("task", "data", "model")
 _TRAINING_ONLY = ("data.augment", "model.weights", "model.until")
 
 
-def check_config_fits_run(config: Path, experiment: Experiment, run: Path, trained: Experiment) -> None:
-    """Raise ConfigError if `experiment`, read from `config`, describes another measurement than its newest run's.
+def check_config_fits_run(config: Path, experiment: Experiment, run: Path, run_experiment: Experiment) -> None:
+    """Raise ConfigError if `experiment`, read from `config`, now differs from its newest run in task, data or network.
 
-    `trained` is the run's experiment. Settings that differ but affect only the training are logged.
+    `run_experiment` is the run's experiment. Settings that differ but affect only the training are logged.
     """
     lines = {
-        key: f"{escape(str(config))}: {key} is {_format_value(now)}, but {run} was trained with {_format_value(before)}"
-        for key, before, now in list_differences(trained, experiment.with_statistics_of(trained))
+        key: f"{escape(str(config))}: {key} is {_format_value(now)}, but {_format_value(before)} in {run}"
+        for key, before, now in list_differences(run_experiment, experiment.with_statistics_of(run_experiment))
         if key != "name"
     }
     if refused := [
@@ -37,16 +37,16 @@ def check_config_fits_run(config: Path, experiment: Experiment, run: Path, train
         for key, line in lines.items()
         if key.startswith(_MEASUREMENT_SECTIONS) and not key.startswith(_TRAINING_ONLY)
     ]:
-        raise ConfigError(
-            *truncate_lines(refused, "settings"), f"train it, or name the run instead of the config: {run}"
-        )
+        raise ConfigError(*truncate_lines(refused, "settings"), f"train this config, or give the run: {run}")
     for line in lines.values():
-        say(f"{line}; what that run learned is used")
+        say(f"{line}; the run's network is used as it was trained")
 
 
 def describe_changes(before: Experiment, now: Experiment) -> list[str]:
     """A line for each changed setting, without those that change no bit of the result."""
-    return [f"{key} was {old}, is {new}" for key, old, new in list_differences(before, now)]
+    return [
+        f"{key} was {_format_value(old)}, is {_format_value(new)}" for key, old, new in list_differences(before, now)
+    ]
 
 
 def describe_differences(first: Experiment, second: Experiment, first_name: str, second_name: str) -> list[str]:
@@ -59,14 +59,18 @@ def describe_differences(first: Experiment, second: Experiment, first_name: str,
 
 
 def _format_value(value: object) -> str:
-    return "left out" if value is None else escape(str(value))
+    """Format the value of a setting; None and a setting that is absent read the same."""
+    return "not set" if value is None else escape(str(value))
 
 
 def list_differences(first: Experiment, second: Experiment) -> list[tuple[str, object, object]]:
-    """Every setting that differs and affects the result, as (setting, first value, second value), sorted."""
+    """Every setting that differs and affects the result, as (setting, first value, second value), sorted.
+
+    A setting that is absent from a config has the value None.
+    """
     a, b = (_flatten(experiment.model_dump(mode="json", by_alias=True), "") for experiment in (first, second))
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _WITHOUT_EFFECT)
-    return [(key, a.get(key, "not set"), b.get(key, "not set")) for key in keys]
+    return [(key, a.get(key), b.get(key)) for key in keys]
 
 
 def _flatten(value: object, path: str) -> dict[str, object]:

@@ -25,7 +25,7 @@ from cnnrun.training.settings import Train, monitorable_metrics
 def read_config(path: Path, overrides: Sequence[str] = (), warn: bool = True) -> Experiment:
     """Read and check the config at `path`. Raises ConfigError that lists every mistake in the order of the file.
 
-    Keys under old names are warned of, unless `warn` is false.
+    A line is logged for each key under an old name, unless `warn` is false.
     """
     tree, problems = yaml_reader.read_yaml(path)
     if not tree.get("name"):
@@ -104,7 +104,7 @@ def _apply_override(tree: Map, text: str) -> list[Problem]:
         int(key) if re.fullmatch("[0-9]{1,9}", key) else key for key in re.findall(r"[^.\[\]]+", path)
     ]
     if not equals or not keys:
-        return [Problem(position, "", "an override is written key.path=value, such as train.epochs=3")]
+        return [Problem(position, "", "write an override as key.path=value, such as train.epochs=3")]
     value, _, problems = yaml_reader.parse_value(value_text, "", position)
     node: Any = tree
     for depth, key in enumerate(keys[:-1]):
@@ -117,7 +117,7 @@ def _apply_override(tree: Map, text: str) -> list[Problem]:
     elif isinstance(node, Seq) and isinstance(last, int) and last < len(node):
         node[last], node.positions[last] = value, position
     else:
-        return [Problem(position, path_text(tree, tuple(keys)), "there is no such place in the file")]
+        return [Problem(position, path_text(tree, tuple(keys)), "no such setting")]
     return [Problem(position, path, problem.message) for problem in problems]
 
 
@@ -134,7 +134,7 @@ def _step_into(node: Any, key: str | int, position: Position) -> tuple[Any, str 
         elif isinstance(child, str):
             node[key] = _expand_kind(child, position)
         return node[key], None
-    return None, "there is no such place in the file"
+    return None, "no such setting"
 
 
 def _expand_kind(kind: str, position: Position) -> Map:

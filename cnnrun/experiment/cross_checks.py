@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.extras import missing_package
 from cnnrun.config.messages import did_you_mean
 from cnnrun.config.tree import KeyPath, Map, Position, Problem, find_position, path_text
@@ -19,7 +20,7 @@ from cnnrun.model.network import BuiltNetwork, build_network
 
 Mistake = tuple[KeyPath, str]  # the setting, and the message for the user
 
-_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of an optimizer, 4 bytes each
+_BYTES_PER_PARAMETER = 16  # a weight, its gradient and two optimizer moments, 4 bytes each
 
 # The data has not been read yet; its classes and target values do not matter for these checks.
 _PLACEHOLDER_CLASSES = tuple(map(str, range(10)))
@@ -33,7 +34,7 @@ def find_mistakes(experiment: Experiment, tree: Map, start: Position) -> list[Pr
         pass  # further checks would only be guesses
     elif (shape := experiment.data.image_shape()) is None:
         kind = experiment.data.source.kind
-        message = f"the pictures of {kind!r} have no size of their own: give size and channels"
+        message = f"{kind!r} sets no image size: give size and channels"
         mistakes.append((("data", "image"), message))
     else:
         mistakes += [*_find_image_mistakes(experiment.data, shape[0]), *_find_network_mistakes(experiment, shape)]
@@ -41,12 +42,17 @@ def find_mistakes(experiment: Experiment, tree: Map, start: Position) -> list[Pr
 
 
 def _find_image_mistakes(data: Data, channels: int) -> list[Mistake]:
-    """Find settings of the image and its augmentation that need other channels or a package that is missing."""
+    """Find settings of the image and its augmentation that need other channels or a missing package."""
     mistakes: list[Mistake] = []
     for setting in ("mean", "std"):
         values = getattr(data.image, setting)
         if values is not None and len(values) != channels:
-            mistakes.append((("data", "image", setting), f"{len(values)} numbers for {channels} channel(s)"))
+            mistakes.append(
+                (
+                    ("data", "image", setting),
+                    f"{format_count(len(values), 'number')} for {format_count(channels, 'channel')}",
+                )
+            )
     for setting in ("mixup", "cutmix"):
         missing = missing_package("scipy", "stats", setting)
         if missing and getattr(data.augment, setting):
@@ -54,7 +60,7 @@ def _find_image_mistakes(data: Data, channels: int) -> list[Mistake]:
     if channels == 1:
         for setting in ("saturation", "hue", "grayscale"):
             if getattr(data.augment, setting):
-                message = "grey pictures have no colour to change; remove the line"
+                message = "grey images have no colour to change; remove the line"
                 mistakes.append((("data", "augment", setting), message))
     return mistakes
 
@@ -74,29 +80,29 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
     task, data, train = experiment.task, experiment.data, experiment.train
     requirements, mistakes = task.requirements(), list[Mistake]()
     if train.batch < train.accumulate:
-        message = f"a batch of {train.batch} does not split into {train.accumulate} parts"
+        message = f"a batch of {train.batch} cannot be split into {train.accumulate} micro-batches"
         mistakes.append((("train", "accumulate"), message))
     if data.source.target_kind is not task.target_kind:
         message = f"{data.source.kind} gives {data.source.target_kind}; {task.kind} learns {task.target_kind}"
         mistakes.append((("data", "source"), message))
     for setting in ("mixup", "cutmix"):
         if getattr(data.augment, setting) and not requirements.mixes_targets:
-            message = f"{task.kind} cannot learn from mixed pictures; remove the line"
+            message = f"{task.kind} cannot learn from mixed images; remove the line"
             mistakes.append((("data", "augment", setting), message))
     for path, kinds in data.augment.target_kinds_needed().items():
         if task.target_kind not in kinds:
             message = f"needs {' or '.join(kinds)}, which {task.kind} does not have; remove the line"
             mistakes.append((("data", "augment", *path), message))
     if train.sampler.needs_labels and task.target_kind is not TargetKind.LABELS:
-        message = f"{train.sampler.kind} needs one label a picture; {task.kind} has {task.target_kind}"
+        message = f"{train.sampler.kind} needs one label per image; {task.kind} has {task.target_kind}"
         mistakes.append((("train", "sampler"), message))
     mistakes += _find_class_split_mistakes(experiment)
     if requirements.class_batches and not train.sampler.images_per_class:
-        message = f"this loss of {task.kind} needs several pictures of a class in a batch: use `sampler: identities`"
+        message = f"this loss of {task.kind} needs several images of a class in a batch: use `sampler: identities`"
         mistakes.append((("train", "sampler"), message))
     for setting in requirements.untrue_transforms:
         if getattr(data.augment, setting) not in (None, 0, "none"):
-            message = f"{task.kind} would learn what is no longer true of such pictures; remove the line"
+            message = f"changes images but not their targets, so {task.kind} would learn wrong ones; remove the line"
             mistakes.append((("data", "augment", setting), message))
     names = [node.name for node in experiment.model.layers if node.name]
     for name in requirements.feature_layers:
@@ -110,12 +116,16 @@ def _find_class_split_mistakes(experiment: Experiment) -> list[Mistake]:
     task, data = experiment.task, experiment.data
     is_open_set = task.requirements().unseen_classes
     if is_open_set and data.split.by == "image" and data.leakage != "keep":
-        message = f"{task.kind} is measured on classes that it never saw: `by: label` (if not so, data.leakage: keep)"
+        message = (
+            f"{task.kind} is measured on classes that it was not trained on: set data.split.by: label, "
+            "or data.leakage: keep to share classes between the splits"
+        )
         return [(("data", "split"), message)]
     if not is_open_set and data.source.has_pairs:
-        return [(("data", "source"), f"{task.kind} is not measured on pairs; remove the file of them")]
+        return [(("data", "source"), f"{task.kind} is not measured on pairs; remove the file of pairs")]
     if not is_open_set and data.split.by == "label":
-        return [(("data", "split", "by"), f"{task.kind} is measured on the classes that it learns; remove the line")]
+        message = f"{task.kind} is measured on the classes that it is trained on; remove the line"
+        return [(("data", "split", "by"), message)]
     return []
 
 
@@ -134,9 +144,11 @@ def _find_unknown_layers(experiment: Experiment, built: BuiltNetwork) -> list[Mi
     criterion = task.learning.build_criterion()
     trainable += [f"criterion.{name}" for name, _ in criterion.named_parameters()]
     for group in train.optimizer.unused_groups(trainable):
-        group_path = ("groups", train.optimizer.groups.index(group), "params")
+        index = train.optimizer.groups.index(group)
+        group_path = ("groups", index, "params")
         hint = did_you_mean(group.params, _top_level_names(trainable))
-        message = f"{group.params!r} gets no parameter that learns{hint}"
+        outside = " outside earlier groups" if index else ""
+        message = f"{group.params!r} matches no trainable parameter{outside}{hint}"
         mistakes.append((("train", "optimizer", train.optimizer.kind, *group_path), message))
     return mistakes
 
@@ -157,6 +169,6 @@ def _find_memory_mistakes(built: BuiltNetwork) -> list[Mistake]:
     path: KeyPath = ("model", "layers", *(int(word) if word.isdigit() else word for word in words))
     message = (
         f"{row.parameters:,} of {built.parameter_count:,} parameters: training needs {needed / 2**30:,.0f} GiB, "
-        f"this machine has {memory / 2**30:,.0f}"
+        f"this machine has {memory / 2**30:,.0f} GiB"
     )
     return [(path, message)]

@@ -1,4 +1,4 @@
-"""Check a config's data: its contents and what is wrong with it, as `cnnrun data check` reports them."""
+"""Check a config's data: its contents and what is wrong with it, as `cnnrun data check` prints them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_learnable
 
-Report = dict[str, Any]
+Audit = dict[str, Any]
 
 
-def check_data(experiment: Experiment, verify: Path | None, write: Path | None) -> Report:
+def check_data(experiment: Experiment, verify: Path | None, write: Path | None) -> Audit:
     """Audit the data; compare its files with the manifest `verify`, and write their manifest to `write`, if given.
 
     Raises DataError.
@@ -30,7 +30,7 @@ def check_data(experiment: Experiment, verify: Path | None, write: Path | None) 
     except DataError:
         load_initial_weights(experiment)  # training reads the weights first, so it would report a mistake there
         raise
-    report: Report = {"name": experiment.name, **_check_manifest(indexed, verify, write)}
+    audit: Audit = {"name": experiment.name, **_check_manifest(indexed, verify, write)}
     # Audit all of the data, even where the config's policies would stop.
     lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
     decoded = decode_splits(lenient, indexed, progress_bar)
@@ -40,26 +40,26 @@ def check_data(experiment: Experiment, verify: Path | None, write: Path | None) 
     except DataError:
         refuse_unfit({"refused": refusal, "findings": []})  # training may stop earlier, for another reason
         raise
-    report |= audit_dataset(experiment.data, dataset, progress_bar)
+    audit |= audit_dataset(experiment.data, dataset, progress_bar)
     if decoded.moved_count:
-        report["findings"].append(asdict(Finding("note", f"images {MOVED_NOTE}", decoded.moved_count, [])))
-    return report | {"refused": refusal}
+        audit["findings"].append(asdict(Finding("note", f"images {MOVED_NOTE}", decoded.moved_count, [])))
+    return audit | {"refused": refusal}
 
 
-def _check_manifest(indexed: SourceIndex, verify: Path | None, write: Path | None) -> Report:
-    """Write and compare manifests; returns the report's keys `manifest` and `differences`. Raises DataError."""
+def _check_manifest(indexed: SourceIndex, verify: Path | None, write: Path | None) -> Audit:
+    """Write and compare manifests; returns the audit's keys `manifest` and `differences`. Raises DataError."""
     if not verify and not write:
         return {}
     paths = manifest.list_unique_files(indexed.source_splits())
     if not paths:
         raise DataError("this source has no files to list")
-    root, report = manifest.common_folder(paths), Report()
+    root, audit = manifest.common_folder(paths), Audit()
     if write:
         write_new_file(write, manifest.format_manifest(paths, root))
-        report["manifest"] = str(write)
+        audit["manifest"] = str(write)
     if verify:
-        report["differences"] = manifest.differences(verify, paths, root)
-    return report
+        audit["differences"] = manifest.differences(verify, paths, root)
+    return audit
 
 
 def _training_refusal(experiment: Experiment, indexed: SourceIndex, decoded: DecodedSplits) -> dict[str, Any] | None:
@@ -73,13 +73,11 @@ def _training_refusal(experiment: Experiment, indexed: SourceIndex, decoded: Dec
     return None
 
 
-def refuse_unfit(report: dict[str, Any]) -> None:
+def refuse_unfit(audit: Audit) -> None:
     """Raise DataError if training would refuse the data, or if its files differ from the manifest."""
-    if refused := report["refused"]:
+    if refused := audit["refused"]:
         error = DataError(*refused["lines"])
         error.exit_code = refused["exit_code"]
         raise error
-    if any(report.get("differences", {}).values()) or any(
-        finding["level"] == "error" for finding in report["findings"]
-    ):
+    if any(audit.get("differences", {}).values()) or any(finding["level"] == "error" for finding in audit["findings"]):
         raise DataError("the data has errors or differs from the manifest: see above")

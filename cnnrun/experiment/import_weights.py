@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from cnnrun.base.bounded_files import read_text
-from cnnrun.base.errors import CheckpointError, ConfigError
+from cnnrun.base.counts import format_count
+from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.config import zoo
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.experiment.config_file import read_config
@@ -28,7 +30,7 @@ _IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit:
 
 @dataclass(frozen=True)
 class ConvertedWeights:
-    """A state dict under the network's names, with what is needed to use it."""
+    """A state dict under the network's names, with the description and the facts that a weights file needs."""
 
     tensors: StateDict
     description: WeightsDescription
@@ -45,7 +47,7 @@ def import_weights(
     """
     out_path = out or Path(f"{Path(like).stem}.safetensors")
     if out_path.suffix != ".safetensors":
-        raise ConfigError(f"--out {out_path}: a weights file ends in .safetensors")
+        raise ConfigError(f"--out {out_path}: give a file that ends in .safetensors")
     converted = convert_weights(path, like, match_rule, classes, drop)
     weights_file.write_weights(out_path, converted.tensors, converted.description, converted.facts)
     return {
@@ -66,7 +68,7 @@ def convert_weights(
     description = _describe(like)
     weights = read_weights(path)
     if match_rule == "order" and weights.match_rule == "name":
-        raise ConfigError(f"{path}: safetensors keep no order; --match name pairs them by their names")
+        raise ConfigError(f"{path}: a safetensors file keeps no order of tensors; use --match name")
     tensors = {name: value for name, value in weights.tensors.items() if not name.startswith("normalize.")}
     if unused := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in tensors)]:
         raise ConfigError(f"--drop {unused[0]}: no tensor of {path} has such a name")
@@ -108,16 +110,15 @@ def _describe(like: str) -> WeightsDescription:
         )
     entry = zoo.read_entry(like)
     if entry.classes != 1000:
-        raise ConfigError(
-            f"--like {like}: how its pictures were prepared is not known; give a config with data.image instead"
-        )
+        problem = "the image size, mean and std of its weights are unknown"
+        raise ConfigError(f"--like {like}: {problem}; give a config with data.image")
     channels, height, width = entry.image
     image_section = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
     return weights_file.parse_description(f"task: classify\nmodel: {like}\nimage: {image_section}\n", like)
 
 
 def _class_names(classes: str | None, tensors: StateDict) -> tuple[str, ...]:
-    """The class names in the file `classes`, one per line; ImageNet's for `imagenet`; numbers for None.
+    """The class names in the file `classes`, ImageNet's for `imagenet`, or 0, 1, 2 ... for None.
 
     Their count must be the length of the head's bias, or else of the last vector. Raises ConfigError.
     """
@@ -128,7 +129,9 @@ def _class_names(classes: str | None, tensors: StateDict) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     names = _imagenet_classes() if classes == "imagenet" else _read_classes(Path(classes))
     if len(names) != count:
-        raise ConfigError(f"--classes {classes}: {len(names)} names for {count} classes")
+        raise ConfigError(
+            f"--classes {classes}: {format_count(len(names), 'name')} for {format_count(count, 'class', 'classes')}"
+        )
     return tuple(names)
 
 
@@ -137,8 +140,10 @@ def _read_classes(path: Path) -> list[str]:
         names = read_text(path, ConfigError).splitlines()
     except ConfigError as error:
         raise ConfigError(f"--classes {error}; give a file or `imagenet`") from None
-    if len(set(names)) < len(names) or "" in names:
-        raise ConfigError(f"--classes {path}: a name is empty or stands twice")
+    if "" in names:
+        raise ConfigError(f"--classes {path}: line {names.index('') + 1} is empty; give one class name per line")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"--classes {path}: {escape(repeated[0])} is listed twice")
     return names
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from cnnrun.base.atomic_files import write_text
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.config import yaml_reader
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.data.audit import UNUSABLE, audit_dataset
+from cnnrun.data.audit import audit_dataset
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.guess_source import guess_source
 from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
@@ -31,40 +32,33 @@ from cnnrun.model.network import build_network, materialize
 
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SMALL_SIDE = 40  # pixels; images whose shorter side is at most this are not scaled down
-_MAX_HEADERS = 400  # the image size is the median of this many headers
+_MAX_HEADERS = 400  # headers whose median is the image size
 _WANTED_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 3000, 20, 150
 _MIN_IMAGES_FOR_TEST = 40  # with fewer, a test split would be too small to report
 _MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
+_MIN_GREY_SHARE = 0.95  # the network gets one channel if more of the headers than this are grey
+_MAX_BATCH, _WANTED_STEPS_PER_EPOCH = 128, 12
+_TRAIN_SHARE = 0.7  # of the images: about as many remain for training
+_VAL_SHARE, _TEST_SHARE, _VAL_SHARE_BESIDE_TEST = 0.15, 0.15, 0.1
+_STEP_TIME_SHARE = 0.8  # of the training time is spent on steps; evaluation and saving take the rest
+_MIN_VAL_FOR_ACCURACY = 400  # on fewer images the loss tells checkpoints apart better than the accuracy
 
 
 def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict[str, Any]:
-    """Write the config; return the choices and the findings about the data. Raises ConfigError or DataError.
+    """Write a config for the data; return the chosen settings and the audit. Raises ConfigError or DataError.
 
     The number of epochs is chosen for a training of `minutes`.
     """
     if task != "classify":
-        raise ConfigError(f"--task {escape(task)}: init writes configs for classify alone")
+        raise ConfigError(f"--task {escape(task)}: init supports only classify; write the config by hand")
     source, name = guess_source(data)
     path = out or Path(f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{escape(str(path))}: already exists; choose another --out")
     overview = _survey_source(source)
     choice = _choose_settings(overview, minutes)
-    data_settings = {
-        "bad_files": "skip",
-        "leakage": "skip",
-        "split": choice.split,
-        "image": choice.image_section(overview),
-    }
-    settings = Data.model_validate({"source": source, **data_settings})
-    dataset = build_dataset(settings, index_source(settings), progress_bar)
-    strict = settings.model_copy(update={"leakage": "error", "bad_files": "error"})
-    findings = audit_dataset(
-        strict,
-        build_dataset(settings.model_copy(update={"leakage": "keep"}), index_source(settings), progress_bar),
-        progress_bar,
-    )
-    text = _format_config(source, overview, choice, dataset, findings, minutes, path)
+    dataset, findings = _audit_source(overview, choice)
+    text = _format_config(overview, choice, dataset, findings, minutes, path)
     experiment = parse_config(text, str(path))
     built = build_checked_network(experiment, dataset.facts)  # the config must pass `cnnrun check`
     write_text(path, text)
@@ -81,13 +75,31 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
     }
 
 
+def _audit_source(overview: SourceOverview, choice: ConfigChoice) -> tuple[Dataset, dict[str, Any]]:
+    """Decode the source with the chosen settings; returns its usable images, and the audit of all its images."""
+    settings = Data.model_validate(
+        {
+            "source": overview.source,
+            "bad_files": "skip",
+            "leakage": "skip",
+            "split": choice.split,
+            "image": choice.image_section(overview),
+        }
+    )
+    dataset = build_dataset(settings, index_source(settings), progress_bar)
+    lenient = settings.model_copy(update={"leakage": "keep"})
+    strict = settings.model_copy(update={"leakage": "error", "bad_files": "error"})
+    return dataset, audit_dataset(strict, build_dataset(lenient, index_source(settings), progress_bar), progress_bar)
+
+
 @dataclass(frozen=True)
 class SourceOverview:
-    """The training images of a source: their count, median (height, width) and channels; and the splits it has.
+    """A source, the count, median (height, width) and channels of its training images, and the names of its splits.
 
     `has_own_size` is true if the source itself sets the image size.
     """
 
+    source: Any  # as in the config
     images: int
     median: HeightWidth
     channels: int
@@ -96,29 +108,30 @@ class SourceOverview:
 
 
 def _survey_source(source: Any) -> SourceOverview:
-    """Read the headers of at most 400 training images. Raises DataError if no image can be read."""
+    """Read the headers of some training images. Raises DataError if none can be read."""
     data = Data.model_validate({"source": source, "split": {"val": 0.0, "test": 0.0}})
     indexed = index_source(data)
     split = indexed.contents.splits["train"]
     splits = frozenset(indexed.contents.splits)
     if isinstance(split.images, np.ndarray):
         height, width, channels = split.images.shape[1:]
-        return SourceOverview(len(split), (height, width), channels, data.source.image is not None, splits)
-    sizes, grey = [], 0
-    for number in np.linspace(0, len(split) - 1, min(_MAX_HEADERS, len(split))).astype(int).tolist():
-        item = split.images[number]
+        return SourceOverview(source, len(split), (height, width), channels, data.source.image is not None, splits)
+    sizes, grey_count = [], 0
+    for index in np.linspace(0, len(split) - 1, min(_MAX_HEADERS, len(split))).astype(int).tolist():
+        item = split.images[index]
         try:
-            with image_errors(split.sample_name(number)):
+            with image_errors(split.sample_name(index)):
                 assert not isinstance(item, np.ndarray)
                 size, is_grey = read_image_header(read_image_bytes(item))
         except DataError:
             continue  # the audit reports it with all other damaged files
         sizes.append(size)
-        grey += is_grey
+        grey_count += is_grey
     if not sizes:
-        raise DataError(f"{escape(split.sample_name(0))}: neither this nor any other picture can be read")
+        raise DataError(f"{escape(split.sample_name(0))}: cannot be read, nor can any other image of the split")
     height, width = np.median(np.array(sizes), 0).astype(int).tolist()
-    return SourceOverview(len(split), (height, width), 1 if grey > 0.95 * len(sizes) else 3, False, splits)
+    channels = 1 if grey_count > _MIN_GREY_SHARE * len(sizes) else 3
+    return SourceOverview(source, len(split), (height, width), channels, False, splits)
 
 
 @dataclass(frozen=True)
@@ -138,18 +151,19 @@ class ConfigChoice:
 
 
 def _choose_settings(overview: SourceOverview, minutes: float) -> ConfigChoice:
-    """Choose the largest image size that allows at least 20 epochs in `minutes`, with its epochs, batch and layers."""
+    """Choose the largest image size that allows _MIN_EPOCHS epochs in `minutes`, with its epochs, batch and layers."""
     count = overview.images
-    batch = max(2, min(128, 2 ** int(math.log2(max(1, 0.7 * count / 12)))))
+    batch = max(2, min(_MAX_BATCH, 2 ** int(math.log2(max(1, _TRAIN_SHARE * count / _WANTED_STEPS_PER_EPOCH)))))
     wanted_epochs = max(_MIN_EPOCHS, min(_MAX_EPOCHS, math.ceil(_WANTED_STEPS / max(1, count // batch))))
-    split = {} if "val" in overview.splits else {"val": 0.1 if "test" in overview.splits else 0.15}
-    split |= {} if "test" in overview.splits or count < _MIN_IMAGES_FOR_TEST else {"test": 0.15}
+    has_test = "test" in overview.splits
+    split = {} if "val" in overview.splits else {"val": _VAL_SHARE_BESIDE_TEST if has_test else _VAL_SHARE}
+    split |= {} if has_test or count < _MIN_IMAGES_FOR_TEST else {"test": _TEST_SHARE}
     sides = [side for side in _possible_sides(overview) if side >= 32] or _possible_sides(overview)
     for side in reversed(sides):
         size = _choose_size(overview, side)
         layers = _choose_layers(min(size))
-        speed = _measure_speed(layers, (overview.channels, *size), batch)
-        possible_epochs = int(0.8 * 60 * minutes * speed / count)
+        speed = _measure_images_per_second(layers, (overview.channels, *size), batch)
+        possible_epochs = int(_STEP_TIME_SHARE * 60 * minutes * speed / count)
         if possible_epochs >= _MIN_EPOCHS or side == sides[0]:
             epochs = max(2, min(wanted_epochs, possible_epochs))
             return ConfigChoice(size, epochs, batch, speed, layers, split)
@@ -199,8 +213,8 @@ def _choose_layers(side: int) -> str:
     return text + "  - global_avg_pool\n  - dropout: 0.2\n"
 
 
-def _measure_speed(layers: str, shape: tuple[int, int, int], batch: int) -> float:
-    """Measure training steps on this machine; return the images per second of the fastest of three."""
+def _measure_images_per_second(layers: str, shape: tuple[int, int, int], batch: int) -> float:
+    """Measure three training steps on this machine; returns the images per second of the fastest."""
     say(f"measuring a training step at {shape[1]}x{shape[2]}")
     text = f"task: classify\ndata: {{source: digits}}\nmodel:\n{layers}"
     experiment: Experiment = parse_config(text, "init")
@@ -219,7 +233,6 @@ def _measure_speed(layers: str, shape: tuple[int, int, int], batch: int) -> floa
 
 
 def _format_config(
-    source: Any,
     overview: SourceOverview,
     choice: ConfigChoice,
     dataset: Dataset,
@@ -230,41 +243,46 @@ def _format_config(
     """Format the config, with a comment for each choice."""
     counts = [count for count in dataset.facts.class_counts if count]
     is_imbalanced = max(counts) / min(counts) > _MAX_CLASS_RATIO
-    errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
-    damaged = errors.pop(UNUSABLE, None)
-    errors = {what: finding for what, finding in errors.items() if "without a picture" not in what}
+    images, classes = sum(findings["pictures"].values()), len(dataset.facts.classes)
     lines = [
-        f"# Written by `cnnrun init`: {sum(findings['pictures'].values()):,} pictures, "
-        f"{len(dataset.facts.classes)} classes of {min(counts):,} to {max(counts):,} training pictures.",
+        f"# Written by `cnnrun init`: {format_count(images, 'image')}, "
+        f"{format_count(classes, 'class', 'classes')} of {min(counts):,} to {max(counts):,} training images.",
         f"# Train: cnnrun train {path}    Look at the data: cnnrun data check {path}, cnnrun data show {path}",
         f"# A training step was measured at {choice.images_per_second:,.0f} images/s here; "
         f"the epochs fit {minutes:g} minutes.",
         "task: {classify: {class_weights: balanced}}    # rare classes count as much as frequent ones"
         if is_imbalanced
         else "task: classify",
-        "data:",
-        *_indent_lines(yaml_reader.dump_yaml({"source": source}), 2),
+        *_data_section(overview, choice, findings),
+        f"model:    # summary: cnnrun summary {path}",
+        choice.layers.rstrip(),
+        *_train_section(choice, is_imbalanced, dataset),
     ]
-    if image := choice.image_section(overview):
-        height, width = overview.median
-        lines.append(f"  image: {yaml_reader.dump_flow(image)}    # the usual picture has {width}x{height} pixels")
-    lines += [f"  # {_flip_note(overview)}", f"  augment: {yaml_reader.dump_flow(_augment_section(overview))}"]
-    if choice.split:
-        lines.append(
-            f"  split: {yaml_reader.dump_flow(choice.split)}    # held out of train; val chooses, test is reported"
-        )
-    if damaged:
-        lines.append(f"  bad_files: skip    # {damaged['count']:,} {UNUSABLE}; `cnnrun data check` names them")
-    if errors:
-        first = next(iter(errors.values()))
-        lines.append(f"  leakage: skip    # {first['count']:,}: {first['what']}; training leaves them out")
-    lines += ["model:    # summary: cnnrun summary " + str(path), choice.layers.rstrip()]
-    lines += _train_section(choice, is_imbalanced, dataset)
     return "\n".join(lines) + "\n"
 
 
+def _data_section(overview: SourceOverview, choice: ConfigChoice, findings: dict[str, Any]) -> list[str]:
+    """Lines of the section `data`; files and images that the audit reports as errors are skipped."""
+    errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
+    damaged = errors.pop("cannot be decoded", None)
+    leaks = [finding for what, finding in errors.items() if not what.startswith("classes without")]
+    lines = ["data:", *_indent_lines(yaml_reader.dump_yaml({"source": overview.source}), 2)]
+    if image := choice.image_section(overview):
+        height, width = overview.median
+        lines.append(f"  image: {yaml_reader.dump_flow(image)}    # the median image has {width}x{height} pixels")
+    lines += [f"  # {_flip_note(overview)}", f"  augment: {yaml_reader.dump_flow(_augment_section(overview))}"]
+    if choice.split:
+        purpose = "held out of train: val selects the checkpoint, test is for the final metrics"
+        lines.append(f"  split: {yaml_reader.dump_flow(choice.split)}    # {purpose}")
+    if damaged:
+        lines.append(f"  bad_files: skip    # {damaged['count']:,} cannot be decoded; `cnnrun data check` names them")
+    if leaks:
+        lines.append(f"  leakage: skip    # {leaks[0]['count']:,}: {leaks[0]['what']}; training leaves them out")
+    return lines
+
+
 def _train_section(choice: ConfigChoice, is_imbalanced: bool, dataset: Dataset) -> list[str]:
-    is_val_small = len(dataset.splits["val"]) < 400
+    is_val_small = len(dataset.splits["val"]) < _MIN_VAL_FOR_ACCURACY
     monitor = "val/f1" if is_imbalanced else "val/loss" if is_val_small else "val/accuracy"
     learning_rate = float(f"{0.1 * math.sqrt(choice.batch / 128):.1g}")
     return [
@@ -273,7 +291,7 @@ def _train_section(choice: ConfigChoice, is_imbalanced: bool, dataset: Dataset) 
         f"  batch: {choice.batch}",
         f"  optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
         "  schedule: {one_cycle: {warmup: 0.2}}",
-        f"  monitor: {monitor}    # chooses the best checkpoint",
+        f"  monitor: {monitor}    # selects the best checkpoint",
     ]
 
 

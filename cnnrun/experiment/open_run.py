@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from cnnrun.model import tensor_matching, weights_file
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import Network, build_network, materialize
 from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.tasks.intervals import confidence_intervals
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.run_records import (
@@ -56,7 +59,9 @@ def _resolve_run(run: Path | None, runs: Path) -> tuple[Path, Path | None]:
     if run is None:
         return _say_run(run_folder.newest_run(runs)), None
     if run.is_file() and run.suffix == ".safetensors":
-        raise CheckpointError(f"{run}: weights without data of their own; train from them with model.weights")
+        raise CheckpointError(
+            f"{run}: a weights file has no config and data; give a run, or train from it with model.weights={run}"
+        )
     if run.is_file() and run.suffix in (".yaml", ".yml"):
         if run.name == CONFIG and (run.parent / CHECKPOINTS).is_dir():
             return run.parent, None
@@ -71,7 +76,7 @@ def _resolve_run(run: Path | None, runs: Path) -> tuple[Path, Path | None]:
 
 
 def _find_newest_run(config: Path, runs: Path) -> Path:
-    """Find the newest run of a config. Raises ConfigError if the config now describes another measurement."""
+    """Find the newest run of a config. Raises ConfigError if they differ now in task, data or network."""
     experiment = read_config(config)
     run = run_folder.newest_run(runs, experiment.name)
     run_folder.refuse_links(run)
@@ -95,7 +100,7 @@ def open_trained(
     experiment = read_run_config(folder)
     checkpoint = checkpoints.load(path) if path else checkpoints.load_newest(folder / CHECKPOINTS, "best", say)
     if checkpoint is None:
-        raise CheckpointError(f"{folder}: no checkpoint yet")
+        raise CheckpointError(f"{folder}: no checkpoint yet; continue its training with `cnnrun train CONFIG --resume`")
     facts, choices, weights = weights_of_checkpoint(checkpoint)
     if (run_facts := read_facts(folder)) and run_facts.classes != facts.classes:
         raise CheckpointError(f"{checkpoint.path}: its classes are not those of {folder / FACTS}")
@@ -150,7 +155,7 @@ def _apply_calibration(trained: TrainedNetwork) -> TrainedNetwork:
         return trained
     record = calibrations.get(trained.digest)
     if record is None:
-        say(f"{path} is of other weights than step {trained.step}'s and is not used; `cnnrun calibrate` adds to it")
+        say(f"{path} has no calibration of the weights of step {trained.step}; run `cnnrun calibrate` to add one")
         return trained
     try:
         choices = parse_calibration(record, trained.run)
@@ -186,19 +191,36 @@ def open_network(run: Path | None, runs: Path, device: torch.device) -> TrainedN
     return TrainedNetwork(network, criterion, task, Choices(), description.image, run.parent, 0, device)
 
 
-def measure_run(
-    run: Path | None, runs: Path, device: torch.device, split: str | None
-) -> tuple[Experiment, TrainedNetwork, str, Examples, Measurement]:
-    """Measure a run's network on a split; also return its config, the network, and the split's name and samples.
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run's config and network, the name and the samples of a split, and the network's measurement on them."""
 
-    Raises CheckpointError or DataError.
-    """
+    experiment: Experiment
+    trained: TrainedNetwork
+    split: str
+    examples: Examples
+    measurement: Measurement
+
+    @property
+    def name(self) -> str:
+        """The run's folder, as messages and reports show it."""
+        return str(self.trained.run)
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """The confidence interval of each metric that has one."""
+        measurement = self.measurement
+        return confidence_intervals(measurement.metrics, measurement.bootstrap_draws, measurement.correct)
+
+
+def measure_run(run: Path | None, runs: Path, device: torch.device, split: str | None) -> MeasuredRun:
+    """Measure a run's network on a split. Raises CheckpointError or DataError."""
     experiment, trained = open_trained(run, runs, device)
     name, data = prepare_eval_data(experiment, trained, split)
     examples = data.splits[name]
     batch = experiment.train.batch
     measurement = measure_split(trained.to_measure(), examples, batch)
-    return experiment, trained, name, examples, measurement
+    return MeasuredRun(experiment, trained, name, examples, measurement)
 
 
 def _prepare_inference(network: Network, device: torch.device) -> None:
@@ -219,11 +241,19 @@ def prepare_eval_data(
         raise DataError(f"no split {name!r}; the data has {', '.join(indexed.splits)}")
     data = prepare_dataset(experiment, indexed, [name] if indexed.counts[name] >= min_images else [name, "train"])
     if name in indexed.held_out_splits and data.facts.fingerprint != trained.facts.fingerprint:
-        say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
+        say(f"the data has changed since the training: images of the held-out {name} split may have been trained on")
+    both_facts = (data.facts, trained.facts)
     if problem := trained.task.measuring.split_problem(data.splits[name].all_targets()):
         raise DataError(f"the {name} split: {problem}")
-    if [number.name for number in data.facts.numbers] != [number.name for number in trained.facts.numbers]:
-        raise DataError("the data's numbers are not those that the network learned")
-    if data.facts.classes != trained.facts.classes:
-        raise DataError(f"the data's classes {data.facts.classes} are not the network's {trained.facts.classes}")
+    _check_same_names("target columns", *([number.name for number in facts.numbers] for facts in both_facts))
+    _check_same_names("classes", *(facts.classes for facts in both_facts))
     return name, replace(data, facts=trained.facts)
+
+
+def _check_same_names(noun: str, data_names: Sequence[str], network_names: Sequence[str]) -> None:
+    """Raise DataError if the data's classes or target columns (`noun`) are not the network's."""
+    for number, names in enumerate(itertools.zip_longest(data_names, network_names), 1):
+        if names[0] != names[1]:
+            now, before = ("nothing" if name is None else escape(name) for name in names)
+            difference = f"the first that differs is number {number:,}, {now} instead of {before}"
+            raise DataError(f"the data's {noun} are not the network's: {difference}")

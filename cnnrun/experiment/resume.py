@@ -12,6 +12,8 @@ import torch
 
 from cnnrun.base.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.base.bounded_files import open_gzip
+from cnnrun.base.counts import format_count
+from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks
@@ -37,7 +39,7 @@ from cnnrun.training.run_records import (
 
 @dataclass(frozen=True)
 class ResumableRun:
-    """The run of the same config that `--resume` uses. A finished run is not trained further."""
+    """The run of the same config that `--resume` continues, or whose result it returns if it is finished."""
 
     run: Path
     is_finished: bool
@@ -52,21 +54,20 @@ def find_resumable(experiment: Experiment, runs: Path, resume: bool, strict: boo
     unfinished = run_folder.unfinished_runs(runs, experiment.name)
     if not resume:
         if unfinished:
-            say(f"{unfinished[0]} is unfinished; --resume would go on with it")
+            say(f"{unfinished[0]} is unfinished; use --resume to continue it")
         return None
     run, differences = _find_same_config(experiment, unfinished)
     if run is None and (finished := find_finished_run(experiment, runs)):
         say(f"{finished} of this config is finished: there is nothing left to train")
         return ResumableRun(finished, is_finished=True)
     if run is None and differences and strict:
-        raise CheckpointError(
-            *differences, "--strict-resume goes on with nothing but the same; --resume would start a new run"
-        )
+        advice = "--strict-resume needs an unfinished run with the same settings; use --resume to start a new run"
+        raise CheckpointError(*differences, advice)
     for line in differences:
         say(line)
     if run is None:
         return None
-    say(f"going on with {run}")
+    say(f"resuming {run}")
     return ResumableRun(run, is_finished=False)
 
 
@@ -82,7 +83,7 @@ def _find_same_config(experiment: Experiment, runs: Sequence[Path]) -> tuple[Pat
             continue
         if not (changes := describe_changes(earlier, experiment.with_statistics_of(earlier))):
             return run, lines
-        lines += [f"{run} is unfinished, but of other settings: {change}" for change in changes]
+        lines += [f"{run} is unfinished, but {change} now" for change in changes]
     return None, lines
 
 
@@ -90,22 +91,25 @@ def refuse_changed_data(run: Path, fingerprint: str) -> None:
     """Raise CheckpointError if the data has changed since a finished run was trained."""
     before = read_facts(run)
     if before is not None and before.fingerprint != fingerprint:
-        raise CheckpointError(f"{run} is finished, but the data changed since; train anew without --resume")
+        raise CheckpointError(f"{run} is finished, but the data has changed since then; train again without --resume")
 
 
 def refuse_unrepeatable(experiment: Experiment, device: torch.device) -> None:
     """Raise CheckpointError if the training is not deterministic, so a resumed one could differ on the same machine."""
     if device.type == "cuda" and not experiment.train.deterministic:
         line = "--strict-resume: train.deterministic is false, so results on a GPU do not repeat to the bit"
-        raise CheckpointError(f"{line}; use --resume to go on anyway")
+        raise CheckpointError(f"{line}; use --resume to continue anyway")
 
 
 def check_run_environment(run: Folder, environment: Environment, strict: bool) -> None:
-    """Log how the machine and the versions differ from the run's, and record them; `strict`: raise CheckpointError."""
+    """Log how the machine and the versions differ from the run's, and record them.
+
+    With `strict`, raise CheckpointError if there is a difference.
+    """
     earlier = read_environments(run.path)
     if strict and (lines := [line for past in earlier for line in run_folder.environment_changes(past, environment)]):
         lines = [f"{run.path}: {line}" for line in dict.fromkeys(lines)]
-        raise CheckpointError(*lines, "use --resume to go on anyway")
+        raise CheckpointError(*lines, "use --resume to continue anyway")
     for line in run_folder.environment_changes(earlier[-1], environment) if earlier else ():
         say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
     if environment not in earlier:
@@ -116,10 +120,12 @@ def check_run_environment(run: Folder, environment: Environment, strict: bool) -
 
 
 def refuse_changed_weights(run: Path, weights: Weights) -> None:
-    """Raise CheckpointError if the weights are not the ones that the run began with."""
+    """Raise CheckpointError if the weights are not the ones that the run started from."""
     before = read_initial_weights(run)
     if before and before.sha256 != weights.digest:
-        raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
+        raise CheckpointError(
+            f"{run}: its initial weights have changed since it was started; train again without --resume"
+        )
 
 
 def load_resume_checkpoint(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Checkpoint | None:
@@ -168,14 +174,19 @@ def _load_checkpoint(run: Folder, data: Dataset) -> checkpoints.Checkpoint | Non
 
 
 def _refuse_other_data(run: Path, before: DataFacts, data: Dataset) -> None:
-    """Raise CheckpointError, with what changed, if the data is not what the run began with."""
+    """Raise CheckpointError, with what changed, if the data is not what the run was started with."""
     facts = data.facts
     if before.fingerprint != facts.fingerprint:
-        changes = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
-        changes += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run, data)}"
+        changes = f"{_describe_size(before)} then, {_describe_size(facts)} now{_first_difference(run, data)}"
         if before.classes != facts.classes:
-            changes += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
-        raise CheckpointError(f"{run}: the data changed since it was started ({changes}); train anew without --resume")
+            changes += f"; the classes were {join_names(before.classes)}, and are {join_names(facts.classes)}"
+        problem = f"the data has changed since it was started ({changes})"
+        raise CheckpointError(f"{run}: {problem}; train again without --resume")
+
+
+def _describe_size(facts: DataFacts) -> str:
+    images, classes = sum(facts.counts.values()), len(facts.classes)
+    return f"{format_count(images, 'image')} in {format_count(classes, 'class', 'classes')}"
 
 
 def _first_difference(run: Path, data: Dataset) -> str:

@@ -151,6 +151,6 @@ def _read_finished(experiment: Experiment, run: Path) -> Result:
     try:
         result = read_result(run)
     except CheckpointError as error:
-        raise CheckpointError(f"{error.lines[0]}; remove it, and --resume writes it anew") from None
+        raise CheckpointError(f"{error.lines[0]}; remove this file and run the command again with --resume") from None
     assert result is not None
     return result

@@ -57,6 +57,5 @@ def check_same_data(data: Dataset, ranks: Ranks) -> None:
     digest = int.from_bytes(hashlib.sha256(facts).digest()[:7], "little")
     largest, smallest = ranks.all_reduce_max([digest, -digest])
     if largest != -smallest:
-        raise DataError(
-            f"rank {ranks.rank} does not have the same data as other ranks: {data.facts.counts} pictures here"
-        )
+        counts = ", ".join(f"{name} {count:,}" for name, count in data.facts.counts.items())
+        raise DataError(f"rank {ranks.rank} does not have the same data as other ranks; its images: {counts}")

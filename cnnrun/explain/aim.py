@@ -1,4 +1,4 @@
-"""The quantity that is explained of an image: a direction in the network's scores."""
+"""The score that a method explains: a direction in the network's scores, such as one class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnrun.explain.subject import ImagesToExplain, Subject
 
 @dataclass(frozen=True)
 class ScoreDirection:
-    """A direction in the scores of each image, such as one class, with a name for each and the quantity's name."""
+    """A direction in the scores of each image, such as one class; `quantity` says what is measured along it."""
 
     direction_BK: Tensor
     names: list[str]
@@ -35,25 +35,25 @@ class ScoreDirection:
 
 
 def choose_direction(
-    class_scores: ClassScores, target: str | None, images: ImagesToExplain, compare_with_itself: bool = False
+    class_scores: ClassScores, class_name: str | None, images: ImagesToExplain, compare_with_itself: bool = False
 ) -> ScoreDirection:
-    """Choose what to explain: the class called `target`, else each image's predicted class. Raises ConfigError.
+    """Choose what to explain: the class `class_name`, else each image's predicted class. Raises ConfigError.
 
     For a network that gives embeddings, choose the similarity to the most similar of the other images, or to the image
     itself if `compare_with_itself`.
     """
     if class_scores.names:
-        if target is not None and target not in class_scores.names:
-            suggestion = nearest_suggestion(target, class_scores.names)
+        if class_name is not None and class_name not in class_scores.names:
+            suggestion = nearest_suggestion(class_name, class_scores.names)
             known = f"known: {join_names(class_scores.names)}"
-            raise ConfigError(f"--class {escape(target)}: the network has no such class{suggestion} ({known})")
+            raise ConfigError(f"--class {escape(class_name)}: the network has no such class{suggestion} ({known})")
         class_B = class_scores.default_B
-        if target is not None:
-            class_B = torch.full_like(class_B, class_scores.names.index(target))
+        if class_name is not None:
+            class_B = torch.full_like(class_B, class_scores.names.index(class_name))
         direction_BK = torch.nn.functional.one_hot(class_B, len(class_scores.names)).to(class_scores.raw_BK.dtype)
         names = [class_scores.names[index] for index in class_B.tolist()]
         return ScoreDirection(direction_BK, names, class_scores.quantity, class_scores.is_local)
-    if target is not None:
+    if class_name is not None:
         raise ConfigError("--class: this network gives embeddings, which have no classes; leave the option out")
     vectors = class_scores.display_BK.detach()
     if compare_with_itself:
@@ -66,5 +66,5 @@ def choose_direction(
 
 
 def no_relu_note(subject: Subject) -> str:
-    """Note for a caption if the network has no ReLU, so that the deconvnet and guided backpropagation do not apply."""
+    """Note for a caption if the network has no ReLU, to which the deconvnet and guided backpropagation would apply."""
     return "" if relu_modules(subject.trained.network) else " No activation is a ReLU, so plain gradients are used."

@@ -31,7 +31,7 @@ Column = tuple[str, Tensor, dict[str, Tensor]]  # title, images [N, C, H, W], ta
 def write_augmentation_sheet(
     experiment: Experiment, count: int, epochs: int, out: Path, tensorboard: Path | None
 ) -> dict[str, Any]:
-    """Write a sheet of `count` training images, a row each, as PNG and for TensorBoard if a folder is given."""
+    """Write a sheet with a row for each of `count` training images, as PNG and, in the folder `tensorboard`, for it."""
     data = build_dataset(experiment.data, index_source(experiment.data), progress_bar)
     samples = permutation(experiment.seed, 0, len(data.splits["train"]))[:count]
     task = experiment.task.bind(data.facts)

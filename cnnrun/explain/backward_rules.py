@@ -49,7 +49,7 @@ class _RectifiedActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, activation: Any, max_input: float | None) -> Tensor:
         """Apply the activation. Its gradient is zero outside 0..`max_input`; None ignores the input (`deconv`)."""
         ctx.save_for_backward(*([] if max_input is None else [(x > 0) & (x < max_input)]))
-        output: Tensor = activation(x.clone())  # it may work in place
+        output: Tensor = activation(x.clone())  # the activation may work in place
         return output
 
     @staticmethod
@@ -62,7 +62,7 @@ def project_to_pixels(network: Network, place: LayerPlace, images_BCHW: Tensor, 
     """Project one activation of each image back to its pixels, as the deconvnet does: [B, C, H, W].
 
     The value of the cell (channel, row, column) passes alone through the transposed filters, the positions that each
-    max-pooling chose, and ReLUs (Zeiler and Fergus 2014, section 2.1). The result is in units of the normalised input.
+    max-pooling chose, and ReLUs (Zeiler and Fergus 2014, section 2.1). The result is in units of the normalized input.
     Other poolings spread a value over their cells; sums pass it to each branch.
     """
     images = images_BCHW.detach().requires_grad_()

@@ -18,12 +18,12 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.model.network import BuiltNetwork, Network
 from cnnrun.model.receptive_field import Signal
 
-_MAX_NAMES = 40  # layers in a message
+_MAX_NAMES = 40  # layers that a message lists
 
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """A layer or a structure of layers: its path in the YAML, its module's name in the weights and its output.
+    """A layer, or a layer that contains others: its path in the YAML, its name in the weights and its output.
 
     `title` is the name to show: the path, or for copies in a `repeat`, which share a path, the name in the weights.
     """
@@ -37,6 +37,7 @@ class LayerPlace:
 
     @property
     def shape(self) -> Shape:
+        """Shape of the layer's output for one image."""
         return self.output.shape
 
     def aliases(self) -> set[str]:
@@ -60,7 +61,7 @@ def layer_places(network: BuiltNetwork) -> list[LayerPlace]:
 def find_layer(
     places: Sequence[LayerPlace], name: str | None, suitable: Sequence[LayerPlace], need: str, option: str = "--layer"
 ) -> LayerPlace:
-    """Find a layer by name, which must be one of `suitable`; without a name, their last conv. Raises ConfigError.
+    """Find the layer called `name`, which must be one of `suitable`; by default their last conv. Raises ConfigError.
 
     `need` describes what suitable layers have, such as "feature maps", for the error message.
     """

@@ -25,7 +25,7 @@ class OptionName:
     name: str
 
 
-BackwardRule = Literal["plain", "guided", "deconv"]  # of ReLUs in the backward pass
+BackwardRule = Literal["plain", "guided", "deconv"]  # what ReLUs do to gradients
 Map = Literal["pca", "tsne"]  # projection of vectors to the plane
 Natural = Annotated[int, Field(ge=0)]
 
@@ -36,35 +36,37 @@ Layer = Annotated[
         "by default the last conv, or a detector's finest level."
     ),
 ]
-Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer; can be repeated.")]
-Channels = Annotated[tuple[Natural, ...], OptionName("channel"), Field(description="A channel; can be repeated.")]
+Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer by path or name; may be repeated.")]
+Channels = Annotated[
+    tuple[Natural, ...], OptionName("channel"), Field(description="The number of a channel, from 0; may be repeated.")
+]
 FirstChannels = Annotated[
     int,
     OptionName("channels"),
-    Field(ge=1, le=1000, description="Number of first channels to show if --channel is not given."),
+    Field(ge=1, le=1000, description="Number of channels to show, starting at channel 0, unless --channel is given."),
 ]
 Class = Annotated[
     str | None, OptionName("class"), Field(description="A class or target to explain; by default the predicted one.")
 ]
-Split = Annotated[str | None, Field(description="The split to use; by default test if there is one, else val.")]
-Images = Annotated[int, Field(ge=1, le=100, description="Number of images, the first ones of the split.")]
-ImageNumbers = Annotated[
+SplitName = Annotated[str | None, Field(description="The split to use; by default test if there is one, else val.")]
+ImageCount = Annotated[int, Field(ge=1, le=100, description="Number of images, the first ones of the split.")]
+ImageIndices = Annotated[
     tuple[Natural, ...],
     OptionName("image"),
-    Field(description="Number of an image in the split, from 0; can be repeated."),
+    Field(description="The number of an image in the split, from 0; may be repeated."),
 ]
 Files = Annotated[
     tuple[Path, ...],
     OptionName("file"),
-    Field(description="An image file or a folder, instead of a split; can be repeated."),
+    Field(description="An image file or a folder, instead of a split; may be repeated."),
 ]
 
 
 class ExplainMethod(Kind):
     """A method that explains a trained network; its settings are the options of its command."""
 
-    out: ClassVar[str] = "The PNG file to write; by default in the run's folder explain."
-    suffixes: ClassVar[tuple[str, ...]] = ()  # of the file for a method's arrays, if it has any
+    out: ClassVar[str] = "The PNG file to write; by default in RUN/explain."
+    suffixes: ClassVar[tuple[str, ...]] = ()  # suffixes of the file for a method's arrays, if it has any
 
     def explain(self, run: OpenRun) -> Explanation:
         """Explain an opened run. Raises ConfigError, DataError."""
@@ -74,18 +76,18 @@ class ExplainMethod(Kind):
 class SplitMethod(ExplainMethod):
     """A method that uses a split."""
 
-    split: Split = None
+    split: SplitName = None
 
 
 class ImageMethod(SplitMethod):
-    """A method that explains single images: the first ones of a split, some by number, or files."""
+    """A method that explains single images: the first ones of a split, chosen ones, or files."""
 
-    images: Images = 4
-    numbers: ImageNumbers = ()
+    images: ImageCount = 4
+    image_indices: ImageIndices = ()
     files: Files = ()
 
     def load_images(self, run: OpenRun) -> ImagesToExplain:
         """Load the images to explain. Raises ConfigError, DataError."""
         from cnnrun.explain.run import Selection
 
-        return run.load_images(Selection(self.split, self.images, self.numbers, self.files))
+        return run.load_images(Selection(self.split, self.images, self.image_indices, self.files))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError
 from cnnrun.base.progress import say
 from cnnrun.data.dataset import Dataset, Examples
@@ -20,19 +21,17 @@ from cnnrun.explain.subject import ImagesToExplain, Subject
 from cnnrun.training.checkpoints import list_checkpoints
 from cnnrun.training.run_records import CHECKPOINTS
 
-_MAX_CHECKPOINTS = 8  # shown of a run, more closely spaced early in training
-
-
+_MAX_CHECKPOINTS = 8  # checkpoints that `evolve` shows, more closely spaced early in training
 _ALL_IMAGES = 2**62  # more images than any split has
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Images to explain: files, samples of a split by number, or else the split's first ones."""
+    """Images to explain: files, samples of a split by index, or else the split's first ones."""
 
     split: str | None = None
     count: int = 8
-    numbers: Sequence[int] = ()
+    indices: Sequence[int] = ()
     files: Sequence[Path] = ()
 
 
@@ -63,19 +62,20 @@ class OpenRun:
         """Load the selected images. Raises ConfigError, DataError."""
         if not selection.files:
             return self._load_split_images(selection)
-        if selection.numbers or selection.split:
+        if selection.indices or selection.split:
             raise ConfigError("--file and --split or --image: give one of them")
         paths = list(list_images(selection.files))
         if len(paths) > selection.count:
-            say(f"using the first {selection.count} of {len(paths):,} files; --images takes more")
+            say(f"using the first {selection.count} of {len(paths):,} files; give a larger --images to use more")
         return _load_file_images(self.subject, paths[: selection.count])
 
     def _load_split_images(self, selection: Selection) -> ImagesToExplain:
         split_name, data = self.load_data(selection.split)
         trained, examples = self.subject.trained, data.splits[split_name]
-        indices = list(selection.numbers) or list(range(min(selection.count, len(examples))))
+        indices = list(selection.indices) or list(range(min(selection.count, len(examples))))
         if invalid := [index for index in indices if not 0 <= index < len(examples)]:
-            raise ConfigError(f"--image {invalid[0]}: split {split_name} has {len(examples)} images, numbered from 0")
+            images = format_count(len(examples), "image")
+            raise ConfigError(f"--image {invalid[0]}: split {split_name} has {images}, numbered from 0")
         index_B = torch.tensor(indices)
         targets = examples.batch_targets(index_B, trained.device)
         target_texts = trained.task.showing.describe_targets(targets)
@@ -88,8 +88,8 @@ class OpenRun:
         checkpoints = list_checkpoints(run / CHECKPOINTS)
         if len(checkpoints) < 2:
             raise ConfigError(f"{run}: has only one checkpoint; train with train.keep=100 to keep more")
-        numbers = np.unique(np.geomspace(1, len(checkpoints), _MAX_CHECKPOINTS).round())
-        selected = [checkpoints[int(number) - 1] for number in numbers]
+        positions = np.unique(np.geomspace(1, len(checkpoints), _MAX_CHECKPOINTS).round())
+        selected = [checkpoints[int(position) - 1] for position in positions]
         subjects = (open_run(path, self.runs, self.device).subject for path in selected)
         return ((subject.trained.step, subject) for subject in subjects)
 

@@ -26,7 +26,8 @@ from cnnrun.model.trained_network import TrainedNetwork
 _MAX_ACTIVATION_BYTES, _MAX_BATCH = 512 << 20, 128
 _PER_IMAGE_FIELDS = ("raw_BK", "display_BK", "default_B")  # fields of ClassScores with a row for each image
 TILE_SIDE = 84  # pixels to which small tiles are enlarged
-PASS_THROUGH_KINDS = ("dropout", "dropout2d", "drop_path", "identity", "flatten")  # change nothing in evaluation
+# Layers of these kinds change no value in evaluation.
+PASS_THROUGH_KINDS = ("dropout", "dropout2d", "drop_path", "identity", "flatten")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Subject:
 
     @cached_property
     def places(self) -> list[LayerPlace]:
+        """The network's layers with their names, in order."""
         return layer_places(self.built_network)
 
     @cached_property
@@ -104,13 +106,13 @@ class Subject:
         return find_layer(self.places, name, self.places, "features")
 
     def informative_layers(self) -> list[LayerPlace]:
-        """Layers before the head that change something in evaluation; the head alone if there are none."""
+        """List the layers before the head that change something in evaluation; the head alone if there are none."""
         places = [place for place in self.places if place.module_name != "head"]
         informative = [place for place in places if place.kind not in PASS_THROUGH_KINDS]
         return informative or self.places[-1:]
 
     def find_map_layer(self, name: str | None) -> LayerPlace:
-        """Find a layer by name whose output are feature maps. Raises ConfigError.
+        """Find a layer whose outputs are feature maps by its name. Raises ConfigError.
 
         Without a name, choose the first layer that the task's head takes by name (a detector's finest level), else the
         last conv.
@@ -120,12 +122,13 @@ class Subject:
         return find_layer(self.places, name, self.map_layers(), "feature maps")
 
     def map_layers(self) -> list[LayerPlace]:
+        """List the layers whose outputs are feature maps."""
         return [place for place in self.places if len(place.shape) == 3]
 
     def check_channels(self, place: LayerPlace, channels: Sequence[int]) -> list[int]:
         """Check channels of a layer; returns them without duplicates. Raises ConfigError."""
         if invalid := [channel for channel in channels if not 0 <= channel < place.shape[0]]:
-            raise ConfigError(f"--channel {invalid[0]}: {place.title} has {place.shape[0]} channels, from 0")
+            raise ConfigError(f"--channel {invalid[0]}: {place.title} has {place.shape[0]} channels, numbered from 0")
         return list(dict.fromkeys(channels))
 
 

@@ -65,7 +65,7 @@ class Onnx(Kind):
             # From bytes, not a path, so that the file cannot make the runtime read other files as its weights.
             session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime refuses it ({error})") from None
+            raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({error})") from None
 
         def run(pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
             results: list[NDArray[Any]] = session.run(None, {INPUT: pixels})

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.contracts.results import Results
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
@@ -20,8 +21,8 @@ from cnnrun.training.evaluation import measure_metrics
 BATCH_SIZES = (1, 2, 7)
 MIN_SAMPLES = 64
 METRIC_DIGITS = 4  # decimals to which the artefact's metrics must equal the network's
-_NOISE_LEVELS = 2.0**-10  # grey levels: many times larger than rounding errors, and invisible
-_MAX_UNSTABLE_SHARE = 0.05  # of the real images compared
+_NOISE_LEVELS = 2.0**-10  # grey levels: many times larger than rounding errors, but invisible
+_MAX_UNSTABLE_SHARE = 0.05  # more unstable images than this share of the compared ones fail the check
 Artefact = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
@@ -101,7 +102,9 @@ def _compare_results(
                     unstable.append(case)
     max_unstable = _MAX_UNSTABLE_SHARE * len(BATCH_SIZES) * len(images) + 2  # 2: the black and the white image
     if len(unstable) > max_unstable:
-        reasons.append(f"{len(unstable)} images have results that noise of {_NOISE_LEVELS:g} grey levels changes")
+        reasons.append(
+            f"noise of {_NOISE_LEVELS:g} grey levels changes the results of {format_count(len(unstable), 'image')}"
+        )
     return differences or [math.nan], reasons, unstable
 
 
@@ -113,7 +116,7 @@ def _is_stable(trained: TrainedNetwork, image: Tensor, results: Results) -> bool
     """Return whether the network's own results stay the same when tiny noise is added to the image, and subtracted.
 
     If not, rounding decides, for example, which of two almost equal boxes of an object remains. That is usual on an
-    image of one colour, where all cells see the same.
+    image of one colour, where all cells have the same input.
     """
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device) * _NOISE_LEVELS
     noisy_results = (trained.results(image + change) for change in (noise, -noise))

@@ -27,7 +27,7 @@ _MIN_FUNCTION_LINES = 3  # shorter calls are not moved to a function of their ow
 
 @dataclass(frozen=True)
 class Call:
-    """A call `name(first, key=value)`, or a list or mapping if `brackets` says so."""
+    """An expression of the generated source: a call `name(first, key=value)`, or a list or mapping; see `brackets`."""
 
     name: str
     arguments: tuple[tuple[str, Any], ...]

@@ -20,7 +20,7 @@ from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 
 
 def export_network(
-    form: Format, trained: TrainedNetwork, splits: dict[str, Examples], path: Path, batch: int
+    export_format: Format, trained: TrainedNetwork, splits: dict[str, Examples], path: Path, batch: int
 ) -> dict[str, Any]:
     """Write the artefact to `path` and the record of its parity check beside it; return the record.
 
@@ -31,13 +31,13 @@ def export_network(
     module = ExportedNetwork(trained).eval()
     names = list(trained.task.predicting.result_shapes())
     example = torch.zeros(2, *pixel_shape(trained), dtype=torch.uint8, device=trained.device)
-    record_path = path.with_name(form.record)
+    record_path = path.with_name(export_format.record)
     # In a temporary folder, so that a process that is killed leaves nothing beside `path`.
     with TemporaryDirectory(prefix="cnnrun-export-") as folder:
         temporary = Path(folder) / path.name
         with storage_errors(temporary, 0):
-            form.write(module, example, names, artefact_metadata(trained), temporary)
-        record = measure_parity(form.reload(temporary), trained, splits, batch) | {"file": path.name}
+            export_format.write(module, example, names, artefact_metadata(trained), temporary)
+        record = measure_parity(export_format.reload(temporary), trained, splits, batch) | {"file": path.name}
         if not record["passed"]:
             # Under a name of its own: an earlier artefact keeps its record.
             write_json(record_path.with_stem(record_path.stem + "-failed"), record)

@@ -23,11 +23,12 @@ from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
-_MIN_NLL = 1e-6  # below it the negative log-likelihood has no minimum: it falls with the temperature
+# Below this the negative log-likelihood has no minimum: it keeps falling as the temperature falls.
+_MIN_NLL = 1e-6
 
 
 def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[str, Any]:
-    """Fit the temperature of a run's best checkpoint on val and store it; returns the metrics it changes there.
+    """Fit the temperature of a run's best checkpoint on val and store it; returns it with the metrics before and after.
 
     Thresholds that were chosen on val are chosen again. Raises ConfigError for a task without probabilities and
     DataError if no temperature can be fitted.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,16 @@ from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.results import Measurement
-from cnnrun.data.dataset import Examples
 from cnnrun.data.targets import target_codes
 from cnnrun.experiment.config_differences import describe_differences
-from cnnrun.experiment.open_run import find_run, measure_run, read_run_config
-from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment.open_run import MeasuredRun, find_run, measure_run, read_run_config
 from cnnrun.explain.figures.png import write_plots
-from cnnrun.model.trained_network import TrainedNetwork
-from cnnrun.tasks.intervals import bootstrap_interval, confidence_intervals, metric_bounds
+from cnnrun.tasks.intervals import bootstrap_interval, metric_bounds
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
 
 SIGNIFICANCE_LEVEL = 0.05  # chance that any metric of two equal networks is called different
-_MAX_LISTED_KEYS = 30  # of a comparison key, such as the classes: longer ones are shortened
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """A trained network and its measurement on a split."""
-
-    run: str
-    experiment: Experiment
-    trained: TrainedNetwork
-    split: str
-    examples: Examples
-    measurement: Measurement
-    fingerprint: str
+_MAX_LISTED_KEYS = 30  # longer comparison keys, such as those of many classes, are shortened in messages
 
 
 def compare_runs(
@@ -59,16 +42,16 @@ def compare_runs(
     finished, unless `unfinished` is true or a path names one of its checkpoints.
     """
     if len(run_paths) < 2:
-        raise ConfigError("compare needs two or more runs")
+        raise ConfigError("compare: give two or more runs")
     require_package("scipy", "stats", "compare")
     selected = [find_run(path, runs) for path in run_paths]
     if not unfinished:
         _refuse_unfinished(selected)
-    first_run, *other_runs = [_measure_run(path or run, runs, device, split) for run, path in selected]
+    first_run, *other_runs = [measure_run(path or run, runs, device, split) for run, path in selected]
     for other_run in other_runs:
         if other_run.trained.task.kind != first_run.trained.task.kind:
             kinds = f"{first_run.trained.task.kind} and {other_run.trained.task.kind}"
-            raise ConfigError(f"{first_run.run} and {other_run.run} are for different tasks ({kinds})")
+            raise ConfigError(f"{first_run.name} and {other_run.name} are for different tasks ({kinds})")
     pairs = [_compare_pair(first_run, other_run) for other_run in other_runs]
     result = {
         "split": first_run.split,
@@ -103,27 +86,19 @@ def _unfinished_progress(run: Path) -> dict[str, int] | None:
     return {"step": int(latest.removeprefix("step-")), "steps": steps}
 
 
-def _measure_run(path: Path, runs: Path, device: torch.device, split: str | None) -> MeasuredRun:
-    experiment, trained, split_name, examples, measurement = measure_run(path, runs, device, split)
-    return MeasuredRun(
-        str(trained.run), experiment, trained, split_name, examples, measurement, trained.facts.fingerprint
-    )
-
-
 def _summarize_run(measured_run: MeasuredRun) -> dict[str, Any]:
     """Metrics of a run with their intervals; `unfinished` holds its progress, or None for a finished run."""
-    trained, measurement = measured_run.trained, measured_run.measurement
     return {
-        "run": measured_run.run,
-        "step": trained.step,
-        "unfinished": _unfinished_progress(trained.run),
-        "numbers": measurement.metrics,
-        "intervals": confidence_intervals(measurement.metrics, measurement.bootstrap_draws, measurement.correct),
+        "run": measured_run.name,
+        "step": measured_run.trained.step,
+        "unfinished": _unfinished_progress(measured_run.trained.run),
+        "numbers": measured_run.measurement.metrics,
+        "intervals": measured_run.intervals,
     }
 
 
 def _compare_pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
-    differences = describe_differences(first.experiment, other.experiment, first.run, other.run)
+    differences = describe_differences(first.experiment, other.experiment, first.name, other.name)
     same_config = not differences
     seeds = [run.experiment.seed for run in (first, other)]
     if seeds[0] != seeds[1]:
@@ -136,7 +111,7 @@ def _compare_pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
     unpaired_reason = _unpaired_reason(first, other)
     tests = [] if unpaired_reason else compare_metrics(first.measurement, other.measurement)
     return {
-        "runs": [first.run, other.run],
+        "runs": [first.name, other.name],
         "config": differences,
         "same_config": same_config,
         "data": _data_differences(first, other),
@@ -149,7 +124,7 @@ def _compare_pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
 def _data_differences(first: MeasuredRun, other: MeasuredRun) -> list[str]:
     """List what differs between the training data of two runs."""
     first_facts, other_facts = first.trained.facts, other.trained.facts
-    if first.fingerprint == other.fingerprint and first_facts.counts == other_facts.counts:
+    if first_facts.fingerprint == other_facts.fingerprint and first_facts.counts == other_facts.counts:
         return []
     lines = [
         f"{name}: {first_facts.counts.get(name, 0):,} images and {other_facts.counts.get(name, 0):,}"
@@ -157,8 +132,10 @@ def _data_differences(first: MeasuredRun, other: MeasuredRun) -> list[str]:
         if first_facts.counts.get(name) != other_facts.counts.get(name)
     ]
     if first_facts.classes != other_facts.classes:
-        lines.append(f"classes: {len(first_facts.classes)} and {len(other_facts.classes)}; names or order differ")
-    return lines or ["as many images, but other files, modification times or targets"]
+        lines.append(
+            f"classes: {len(first_facts.classes):,} and {len(other_facts.classes):,}; their names or order differ"
+        )
+    return lines or ["equally many images, but other files, modification times or targets"]
 
 
 def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:
@@ -281,5 +258,5 @@ def _figure(first: MeasuredRun, pair: dict[str, Any]) -> Plot:
     middle, low, high = ([float(row[key]) for row in tests] for key in ("difference", "from", "to"))
     differences = Series("difference, 95 %", middle, positions, "spans", low, high)
     no_difference = Series("none", [0.0, 0.0], [-0.5, len(tests) - 0.5])
-    title = f"{pair['runs'][1]} minus {first.run} on {first.split}"
+    title = f"{pair['runs'][1]} minus {first.name} on {first.split}"
     return Plot(title, "difference", "", (differences, no_difference), ticks=tuple(row["number"] for row in tests))

@@ -26,8 +26,9 @@ from cnnrun.base.extras import require_package
 
 FORMAT = 1
 _METADATA_KEY = "cnnrun.results.gallery_file"
-_MAX_SIMILARITY_BYTES = 1 << 28  # similarities that are computed together
-_SAME_EMBEDDING = 1 - 1e-6  # cosine of two embeddings of one image: batches of different sizes round differently
+_MAX_SIMILARITY_BYTES = 1 << 28  # size of the similarities that are computed together
+# Two embeddings of one image have at least this cosine: batches of different sizes round differently.
+_SAME_EMBEDDING = 1 - 1e-6
 SearchMethod = Literal["exact", "faiss"]
 Embeddings = NDArray[np.float32]
 
@@ -102,7 +103,7 @@ def read_gallery(path: Path) -> Gallery:
         with open_file(path, CheckpointError), safetensors.safe_open(path, "np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
             if names != {"embeddings", "person"} or _METADATA_KEY not in metadata:
-                raise CheckpointError(f"{escape(str(path))}: not a gallery (`cnnrun enroll` makes one)")
+                raise CheckpointError(f"{escape(str(path))}: not a gallery (`cnnrun enroll` creates one)")
             embeddings, person = file.get_tensor("embeddings"), file.get_tensor("person")
     except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # and dtypes numpy lacks
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
@@ -176,16 +177,14 @@ def refuse_other_network(gallery: Gallery, path: Path, network_digest: str, dime
         digests = f"{gallery.network_digest[:12]}, this one is {network_digest[:12]}"
         raise CheckpointError(f"{escape(str(path))}: made by another network ({digests}); enroll the people again")
     if gallery.embeddings_ND.shape[1] != dimension:
-        found = gallery.embeddings_ND.shape[1]
-        raise CheckpointError(
-            f"{escape(str(path))}: its embeddings have {found} values, the network's have {dimension}"
-        )
+        sizes = f"{gallery.embeddings_ND.shape[1]} values, the network's have {dimension}"
+        raise CheckpointError(f"{escape(str(path))}: its embeddings have {sizes}; enroll the people again")
 
 
 def add_people(
     gallery: Gallery | None, network_digest: str, embeddings_by_person: Mapping[str, Embeddings]
 ) -> tuple[Gallery, int]:
-    """Add embeddings by person to a gallery; returns the new one and how many embeddings it had already.
+    """Add embeddings by person to a gallery; returns the new gallery and how many of them were duplicates.
 
     Raises DataError if two people share an image: one of the names must be wrong.
     """

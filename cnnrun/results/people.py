@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_clutter
 from cnnrun.base.progress import say
@@ -24,7 +25,7 @@ from cnnrun.results import gallery_file
 from cnnrun.results.gallery_file import Gallery, SearchMethod
 from cnnrun.results.predict import PredictedFile, compute_results
 
-_REPORTED_STRANGER_RATE = 0.05  # share of strangers accepted as someone, above which a note is printed
+_REPORTED_STRANGER_RATE = 0.05  # a note is printed if a larger share of strangers is accepted as someone
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class IdentityOptions:
         point = matching.find_operating_point(trained.choices, self.far)
         if point is None:
             available = ", ".join(f"{point.far:g}" for point in trained.choices.operating_points) or "none"
-            raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {available}); give --threshold")
+            raise ConfigError(f"no threshold was chosen on val for this FAR (available: {available}); give --threshold")
         if note := matching.operating_point_note(point):
             say(f"threshold for FAR {point.far:g}: {note}")
         return SimilarityThreshold(point.threshold, point.far)
@@ -107,34 +108,34 @@ def _compute_embeddings(
 
 
 def enroll_people(
-    options: IdentityOptions, folder: Path | None, path: Path, add: bool, remove: Sequence[str], batch: int
+    options: IdentityOptions, folder: Path | None, gallery_path: Path, add: bool, remove: Sequence[str], batch: int
 ) -> dict[str, Any]:
-    """Make a gallery from a folder of people, add people to it or remove them; returns who is in it.
+    """Create a gallery from a folder of people, add people to it or remove them; returns its people.
 
-    Without a folder or names to remove, only reads the gallery. Raises ConfigError for arguments that do not fit.
+    Without a folder and names to remove, the gallery is only read. Raises ConfigError for arguments that do not fit.
     """
-    _check_arguments(folder, path, add, remove)
+    _check_arguments(folder, gallery_path, add, remove)
     if folder is None and not remove:  # reading needs no network
-        return _summarize_gallery(path, gallery_file.read_gallery(path), [], [])
+        return _summarize_gallery(gallery_path, gallery_file.read_gallery(gallery_path), [], [])
     trained, matching = options.open_network()
-    existing = gallery_file.read_gallery(path) if path.exists() else None
+    existing = gallery_file.read_gallery(gallery_path) if gallery_path.exists() else None
     if existing is not None and folder is not None and not add:
-        return _confirm_same_people(trained, folder, path, existing, batch)
+        return _confirm_same_people(trained, folder, gallery_path, existing, batch)
     if existing is not None:
-        gallery_file.refuse_other_network(existing, path, trained.digest, matching.dimension)
+        gallery_file.refuse_other_network(existing, gallery_path, trained.digest, matching.dimension)
     if existing is not None and remove:
         existing = gallery_file.remove_people(existing, remove, allow_empty=folder is not None)
     people = _embed_people(trained, folder, batch) if folder else {}
     gallery, duplicates = gallery_file.add_people(existing, trained.digest, people) if people else (existing, 0)
     assert gallery is not None
     if duplicates:
-        say(f"{duplicates:,} image(s) left out: each has the same embedding as another image of the same person")
-    gallery_file.write_gallery(path, gallery)
-    return _summarize_gallery(path, gallery, sorted(people), list(remove))
+        say(f"images left out: {duplicates:,}; each has the same embedding as another image of the same person")
+    gallery_file.write_gallery(gallery_path, gallery)
+    return _summarize_gallery(gallery_path, gallery, sorted(people), list(remove))
 
 
 def _confirm_same_people(
-    trained: TrainedNetwork, folder: Path, path: Path, existing: Gallery, batch: int
+    trained: TrainedNetwork, folder: Path, gallery_path: Path, existing: Gallery, batch: int
 ) -> dict[str, Any]:
     """Summarize an existing gallery of this same folder: repeating the command changes nothing.
 
@@ -142,26 +143,26 @@ def _confirm_same_people(
     """
     enrolled, _ = gallery_file.add_people(None, trained.digest, _embed_people(trained, folder, batch))
     if not enrolled.is_same(existing):
-        raise ConfigError(f"--gallery {escape(str(path))}: already exists; --add puts these people into it")
-    say(f"{path} already holds these people")
-    return _summarize_gallery(path, existing, [], [])
+        raise ConfigError(f"--gallery {escape(str(gallery_path))}: already exists; use --add to add these people")
+    say(f"{gallery_path} already holds these people")
+    return _summarize_gallery(gallery_path, existing, [], [])
 
 
-def _check_arguments(folder: Path | None, path: Path, add: bool, remove: Sequence[str]) -> None:
-    escaped_path = escape(str(path))
-    if path.suffix != ".safetensors":
+def _check_arguments(folder: Path | None, gallery_path: Path, add: bool, remove: Sequence[str]) -> None:
+    escaped_path = escape(str(gallery_path))
+    if gallery_path.suffix != ".safetensors":
         raise ConfigError(f"--gallery {escaped_path}: give a file that ends in .safetensors")
-    if (folder is None or add) and not path.exists():
-        raise ConfigError(f"--gallery {escaped_path}: no such file; give a folder of people, without --add, to make it")
+    if (folder is None or add) and not gallery_path.exists():
+        raise ConfigError(f"--gallery {escaped_path}: no such file; give a folder of people without --add to create it")
     if add and folder is None:
         raise ConfigError("--add needs a folder of people")
     if remove and folder is not None and not add:
         raise ConfigError("--remove needs an existing gallery; with a folder of people, give --add too")
 
 
-def _summarize_gallery(path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
+def _summarize_gallery(gallery_path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
     return {
-        "path": str(path),
+        "path": str(gallery_path),
         "model": gallery.network_digest,
         "people": gallery.image_counts(),
         "added": added,
@@ -180,7 +181,8 @@ def _embed_people(trained: TrainedNetwork, folder: Path, batch: int) -> dict[str
     loose_names = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
     if loose_names:
         example = f"such as {escape(loose_names[0])!r}"
-        say(f"{escape(str(folder))}: {len(loose_names)} image(s) left out, in no person's folder, {example}")
+        images = format_count(len(loose_names), "image")
+        say(f"{escape(str(folder))}: {images} left out, in no person's folder, {example}")
     embeddings, _ = _embed_images(trained, [path for paths in paths_by_person.values() for path in paths], batch)
     boundaries = np.cumsum([len(paths) for paths in paths_by_person.values()])[:-1]
     return dict(zip(paths_by_person, np.split(embeddings, boundaries), strict=True))

@@ -157,11 +157,13 @@ def overlay_drawer(folder: Path | None, image: ImageSettings) -> Callable[[Predi
     if folder is None:
         return lambda predicted: None
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--draw {escape(str(folder))}: is a file")
+        raise ConfigError(f"--draw {escape(str(folder))}: is a file; give a folder")
     make_folder(folder)
     for path in folder.glob("*.png"):
         if not is_own_file(path, _GENERATOR.encode()):
-            raise ConfigError(f"--draw {escape(str(folder))}: holds images of yours; choose another folder")
+            raise ConfigError(
+                f"--draw {escape(str(folder))}: holds PNG files that cnnrun did not write; choose another folder"
+            )
     names: set[str] = set()
 
     def draw(predicted: PredictedFile) -> None:

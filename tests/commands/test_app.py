@@ -49,7 +49,7 @@ def test_commands_print_readable_text(trained_run, run_cli):
     runs = trained_run.parent.parent
     code, out, _ = run_cli("eval", trained_run)
     assert code == 0
-    assert "split test, 359 pictures" in out
+    assert "split test, 359 images" in out
     assert "confusion" in out
     code, out, _ = run_cli("eval", "--runs", runs, "--split", "val")
     assert "split val" in out
@@ -57,7 +57,7 @@ def test_commands_print_readable_text(trained_run, run_cli):
     assert "model[0].conv" in out
     assert "parameters" in out
     code, out, _ = run_cli("check", trained_run / "config.yaml")
-    assert (code, "tiny: fine. 10 classes" in out) == (0, True)
+    assert (code, "tiny: no problems. 10 classes" in out) == (0, True)
 
 
 def test_eval_accepts_a_checkpoint_and_refuses_a_folder_without_a_run(trained_run, run_cli):
@@ -115,7 +115,7 @@ def test_predict_reports_unreadable_files_continues_and_exits_with_8(trained_run
     assert code == 8
     assert "not an image" in rows[0]["error"]
     assert "label" in rows[1]
-    assert "1 file(s) could not be read" in err
+    assert "1 file could not be read" in err
     code, _, err = run_cli("predict", tmp_path / "none.png", "--run", trained_run)
     assert (code, err) == (8, f"{tmp_path}/none.png: no such file\n")
 

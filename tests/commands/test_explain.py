@@ -19,7 +19,7 @@ from cnnrun.config.spec import union_members
 from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.explain import methods, run_method
 from cnnrun.explain.aim import choose_direction
-from cnnrun.explain.method_base import ImageMethod, Images, Layers
+from cnnrun.explain.method_base import ImageCount, ImageMethod, Layers
 from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import input_gradients
 from cnnrun.explain.methods.worst_images import find_worst_images
@@ -92,7 +92,7 @@ def test_a_layer_without_feature_maps_or_kernels_is_refused(run, run_cli):
 def test_invalid_arguments_are_refused(run, run_cli, tmp_path):
     for words, line in (
         (["features", run, "--layer", ""], "--layer : no such layer"),
-        (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
+        (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, numbered from 0"),
         (["gradcam", run, "--class", "eleven"], "--class eleven: the network has no such class"),
         (["gradcam", run, "--image", "100000"], "--image 100000: split test has"),
         (["occlude", run, "--size", "9"], "--size 9: larger than the image, 8x8"),
@@ -115,7 +115,7 @@ class Stripes(ImageMethod):
     depth: Annotated[int, Field(ge=2, le=5, description="How deep.")] = 3
     fast: bool = False
     layers: Layers = ()
-    images: Images = 2
+    images: ImageCount = 2
 
     def explain(self, run: OpenRun) -> Explanation:
         shown = self.load_images(run)
@@ -142,7 +142,8 @@ def test_a_new_method_is_a_command_with_its_settings_as_options(run, run_cli, mo
     assert code == 0, err
     data = json.loads(out)
     assert data["settings"] == {
-        "split": "val", "images": 2, "numbers": [7, 1], "files": [], "depth": 5, "fast": True, "layers": ["a", "b"],
+        "split": "val", "images": 2, "image_indices": [7, 1], "files": [],
+        "depth": 5, "fast": True, "layers": ["a", "b"],
     }  # fmt: skip
     examples = open_run(run).load_examples("val")
     assert data["names"] == [examples.sample_name(7), examples.sample_name(1)]
@@ -326,7 +327,7 @@ def test_commands_explain_image_files(command, run, run_cli, tmp_path):
 
 def test_an_image_of_a_split_equals_the_same_image_as_a_file(run, tmp_path):
     run_ = open_run(run)
-    shown = run_.load_images(Selection("val", numbers=[3]))
+    shown = run_.load_images(Selection("val", indices=[3]))
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
     other = run_.load_images(Selection(files=[tmp_path / "same.png"]))
     assert torch.equal(shown.pixels, other.pixels)

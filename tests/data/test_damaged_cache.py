@@ -219,6 +219,6 @@ def test_the_chart_script_is_built_once_and_rebuilt_after_damage(tmp_path, bundl
     for number, bit in enumerate(np.random.default_rng(0).integers(0, 8 * path.stat().st_size, 12).tolist()):
         flip_bit(path, bit)
         assert (page._vega_script(), page._vega_script(), len(bundles)) == (script, script, 2 + number)
-        assert capfd.readouterr().err == f"{path}: not as this version writes it; building it again\n"
+        assert capfd.readouterr().err == f"{path}: damaged, or written by another version; building it again\n"
     path.write_text(script)  # as older versions left it
     assert (page._vega_script(), len(bundles)) == (script, 14)

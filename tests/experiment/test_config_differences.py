@@ -20,9 +20,9 @@ COMMANDS = {
 }
 CHANGES = {
     "source": (("source: digits", "source: {idx: elsewhere}"), "data.source"),
-    "split": (("val: 0.2", "val: 0.3"), "data.split.val is 0.3, but runs/tiny/1 was trained with 0.2"),
+    "split": (("val: 0.2", "val: 0.3"), "data.split.val is 0.3, but 0.2 in runs/tiny/1"),
     "pictures": (("data: {", "data: {image: {background: 0}, "), "data.image.background"),
-    "model": (("out_channels: 4", "out_channels: 8"), "out_channels is 8, but runs/tiny/1 was trained with 4"),
+    "model": (("out_channels: 4", "out_channels: 8"), "out_channels is 8, but 4 in runs/tiny/1"),
     "task": (("task: classify", "task: {classify: {top_k: 3}}"), "task.classify.top_k"),
 }
 
@@ -47,7 +47,7 @@ def test_a_config_whose_results_would_differ_from_its_run_is_refused(run, run_cl
     code, out, err = run_cli(*words(command))
     assert (code, out) == (2, ""), err
     assert told in err
-    assert "name the run instead of the config: runs/tiny/1" in err
+    assert "train this config, or give the run: runs/tiny/1" in err
 
 
 @pytest.mark.parametrize("command", ["eval", "explain"])
@@ -57,10 +57,10 @@ def test_a_changed_training_setting_is_reported(run, run_cli, command):
     code, _, err = run_cli(*words(command))
     assert code == 0, err
     assert "using runs/tiny/1" in err
-    for setting in ("seed is 3", "data.augment.flip", "train.batch is 32, but runs/tiny/1 was trained with 64"):
+    for setting in ("seed is 3", "data.augment.flip", "train.batch is 32, but 64 in runs/tiny/1"):
         assert f"tiny.yaml: {setting}" in err
     assert "train.epochs" not in err
-    assert err.count("what that run learned is used") == 3
+    assert err.count("the run's network is used as it was trained") == 3
 
 
 def test_an_equal_config_only_names_the_run_it_uses(run, run_cli):

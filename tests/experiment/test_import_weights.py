@@ -107,7 +107,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path, run_cli, tr
         assert why in err
     code, _, err = run_cli("eval", tensors)
     assert (code, len(err.splitlines())) == (3, 1)
-    assert "without data" in err
+    assert "a weights file has no config and data" in err
 
 
 def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_path, capfd):

@@ -25,7 +25,9 @@ from tests.support.images import save_picture
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
     """Fix the measured speed at 1,000 images/s of 3x32x32, in proportion for other sizes."""
-    monkeypatch.setattr(init_config, "_measure_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
+    monkeypatch.setattr(
+        init_config, "_measure_images_per_second", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape)
+    )
 
 
 def draw_shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
@@ -190,7 +192,7 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
     for words, expected in (
         (["init", messy_folder], "already exists"),
         (["init", "nowhere"], "no such file"),
-        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
+        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "init supports only classify"),
     ):
         code, _, err = run_cli(*words)
         assert code in (2, 8)

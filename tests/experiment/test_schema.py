@@ -58,9 +58,9 @@ def test_an_override_sets_its_value(override, value):
     [
         ("train.epoch=3", "argument 'train.epoch=3': train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.epochs=0", "argument 'train.epochs=0': train.epochs: must be at least 1; got 0"),
-        ("train.epochs", "is written key.path=value"),
-        ("=3", "is written key.path=value"),
-        ("model[9].conv=3", "model[9]: there is no such place"),
+        ("train.epochs", "write an override as key.path=value"),
+        ("=3", "write an override as key.path=value"),
+        ("model[9].conv=3", "model[9]: no such setting"),
         ("train.epochs=010", "train.epochs: '010'"),
         ("train.epochs=[1", "argument 'train.epochs=[1'"),
         ("train.optimizer.sgd.lr=fast", "expected a number; got 'fast'"),
@@ -212,7 +212,7 @@ def test_a_layer_may_have_the_name_of_a_block():
 
 def test_an_override_with_a_superscript_index_is_refused():
     (line,) = errors(TINY, "model[²]=3")
-    assert "there is no such place" in line
+    assert "no such setting" in line
 
 
 def test_the_json_schema_allows_blocks():

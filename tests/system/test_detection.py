@@ -224,7 +224,7 @@ def test_an_unusable_output_path_is_refused_before_anything_is_predicted(run, sc
     assert "no such folder" in err
     code, out, err = run_cli("predict", scene, "--run", run, "--draw", scene.parent)
     assert (code, out) == (2, "")
-    assert "holds images of yours" in err
+    assert "holds PNG files that cnnrun did not write" in err
 
 
 def test_a_detector_with_frozen_layers_trains_on_cached_features(tmp_path):
@@ -280,8 +280,8 @@ def test_training_logs_images_of_detections(run):
         ("data.source=digits", "data.source", "digits gives labels; detect learns boxes"),
         ("task=classify", "data.source", "digit_scenes gives boxes; classify learns labels"),
         ("task.detect.levels=[p3, p5]", "task.detect", "no layer 'p5' in the model (known: c3, p4, p3)"),
-        ("train.sampler=balanced", "train.sampler", "balanced needs one label a picture"),
-        ("data.augment.mixup=0.2", "data.augment.mixup", "detect cannot learn from mixed pictures"),
+        ("train.sampler=balanced", "train.sampler", "balanced needs one label per image"),
+        ("data.augment.mixup=0.2", "data.augment.mixup", "detect cannot learn from mixed images"),
         ("task.detect.levels=[p3, p3]", "task.detect.levels", "names a layer twice"),
         ("task.detect.levels=[c3, p4]", "model", "levels that share towers need equal channels"),
         ("train.monitor=val/accuracy", "train.monitor", "'val/accuracy' is not measured"),
@@ -297,7 +297,7 @@ def test_invalid_detection_configs_are_refused_at_their_position(override, where
 def test_box_augmentations_are_refused_without_boxes(setting):
     from tests.support.configs import TINY
 
-    with pytest.raises(ConfigError, match="is for boxes; classify has none"):
+    with pytest.raises(ConfigError, match="needs boxes, which classify does not have"):
         config_file.parse_config(TINY, "tiny.yaml", [f"data.augment.{setting}"])
 
 

@@ -243,7 +243,7 @@ def test_check_and_data_check_accept_numbers_and_label_sets(image_folder, tmp_pa
     path.write_text(REGRESS.format(table=image_folder / "t.csv", loss="mse"))
     code, out, _ = run_cli("check", path)
     assert code == 0
-    assert "n: fine. level, turn, place; pictures 1x12x12" in out
+    assert "n: no problems. level, turn, place; images of 1x12x12" in out
     code, out, err = run_cli("data", "check", path)
     assert code == 0, err
     code, out, err = run_cli("data", "show", path, "--out", tmp_path / "sheet.png")
@@ -259,7 +259,7 @@ def test_check_and_data_check_accept_numbers_and_label_sets(image_folder, tmp_pa
 
 def test_augmentations_that_change_an_angle_are_refused(image_folder, tmp_path):
     for setting in ("flip: both", "rotate: 5", "shear: 3", "policy: trivial_augment"):
-        with pytest.raises(ConfigError, match="would learn what is no longer true"):
+        with pytest.raises(ConfigError, match="changes images but not their targets"):
             regression_experiment(image_folder, f"data.augment={{{setting}}}")
     regression_experiment(image_folder, "data.augment={flip: both}", "task.regress.turns=false")
     regression_experiment(image_folder, "data.augment={shift: 0.1, brightness: 0.2}")
@@ -272,7 +272,7 @@ def test_a_task_refuses_a_source_with_other_targets(image_folder):
             "l.yaml",
             [],
         )
-    with pytest.raises(ConfigError, match="balanced needs one label a picture"):
+    with pytest.raises(ConfigError, match="balanced needs one label per image"):
         multilabel_experiment(image_folder, "train.sampler=balanced")
     with pytest.raises(ConfigError, match="no number 'leevl'; did you mean 'level'"):
         assemble.build_checked_network(

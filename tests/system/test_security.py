@@ -162,7 +162,7 @@ def test_s4_an_onnx_file_reads_no_other_file(tmp_path):
         value = onnx.helper.make_tensor_value_info("y", 1, [1000])
         model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [value], [tensor]))
         (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(CheckpointError, match="ONNX Runtime refuses it"):
+        with pytest.raises(CheckpointError, match="ONNX Runtime cannot load it"):
             Onnx().reload(tmp_path / "m.onnx")
 
 

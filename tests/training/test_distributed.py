@@ -394,7 +394,7 @@ def test_a_job_restarted_by_torchrun_gives_the_result_of_an_undisturbed_run(tmp_
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     out, err = wait_for_end(process, 100)
     assert process.returncode == 0, err
-    assert "going on with runs/tiny/1" in err
+    assert "resuming runs/tiny/1" in err
     assert out.count("run: runs/tiny/1") == 1
     other = tmp_path / "undisturbed"
     other.mkdir()

@@ -155,11 +155,11 @@ def test_resuming_with_parameter_groups_equals_an_uninterrupted_run(tmp_path, mo
         ("train.freeze=conv9", "train.freeze: no layer 'conv9' in the model; did you mean 'conv1'?"),
         (
             "train.optimizer={sgd: {groups: [{params: layers.conv2, lr: 1}]}}",
-            "train.optimizer.sgd.groups[0].params: 'layers.conv2' gets no parameter that learns",
+            "train.optimizer.sgd.groups[0].params: 'layers.conv2' matches no trainable parameter",
         ),
         (
             "train.optimizer={sgd: {groups: [{params: '*', lr: 1}, {params: head, lr: 2}]}}",
-            "train.optimizer.sgd.groups[1].params: 'head' gets no parameter that learns",
+            "train.optimizer.sgd.groups[1].params: 'head' matches no trainable parameter outside earlier groups",
         ),
         ("train.optimizer={sgd: {groups: [{params: head}]}}", "needs lr, weight_decay or both"),
         ("model={zoo: resnet18, until: [a]}", "model.until: no layer ['a']"),
@@ -180,7 +180,7 @@ def test_a_wrong_name_in_the_config_is_reported_with_its_key(override, message):
 
 
 def test_parameter_groups_of_only_frozen_parameters_are_refused():
-    with pytest.raises(ConfigError, match="gets no parameter that learns"):
+    with pytest.raises(ConfigError, match="matches no trainable parameter"):
         tiny_experiment(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1, lr: 1}]}}")
 
 

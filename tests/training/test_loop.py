@@ -215,7 +215,7 @@ def test_resume_starts_a_new_run_if_settings_differ_and_names_them(tmp_path, mon
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     run = Path(train_run(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
-    assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
+    assert "is unfinished, but train.batch was 64, is 32 now" in capfd.readouterr().err
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
@@ -353,7 +353,7 @@ def test_resuming_with_changed_data_is_refused(tmp_path, monkeypatch):
     run = interrupt_at_step(tmp_path, monkeypatch, 2, *data)
     before = (run / "checkpoints" / "latest").read_text()
     write_class_folders(tmp_path / "pets", "cat", "dog", "elk")
-    with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
+    with pytest.raises(CheckpointError, match="has changed .*24 images in 2 classes then, 36 images in 3 classes now"):
         train_run(tiny_experiment(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 

@@ -141,7 +141,7 @@ def test_resuming_a_finished_run_whose_data_changed_is_refused(tmp_path, picture
     save_picture(picture_folder / "cat" / "another.png", seed=99)
     code, _, err = run_cli(*words)
     assert code == 3
-    assert "the data changed since; train anew without --resume" in err
+    assert "the data has changed since then; train again without --resume" in err
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_a_damaged_result_is_written_again_after_it_is_removed(tmp_path):
     run = Path(result["run"])
     before = digest(run)
     (run / "result.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
+    with pytest.raises(CheckpointError, match="remove this file and run the command again with --resume"):
         train_run(three_epochs(), tmp_path, CPU, resume=True)
     (run / "result.json").unlink()
     again = train_run(three_epochs(), tmp_path, CPU, resume=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cnnrun.base.atomic_files import write_new_file
 from cnnrun.explain.figures.panels import truncate_text
 
-_TARGET_SIDE, _GAP, _TEXT_HEIGHT = 112, 6, 16  # pixels; images are enlarged to about this side
+_ENLARGED_SIDE, _GAP, _TEXT_HEIGHT = 112, 6, 16  # pixels
 
 
 def draw_contact_sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.uint8]:
@@ -22,8 +22,8 @@ def draw_contact_sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> 
     from PIL import ImageDraw, ImageFont
 
     height, width = columns[0][1].shape[2:]
-    factor = max(1, round(_TARGET_SIDE / max(height, width)))
-    column_width, row_height = max(width * factor, _TARGET_SIDE) + _GAP, height * factor + _TEXT_HEIGHT + _GAP
+    factor = max(1, round(_ENLARGED_SIDE / max(height, width)))
+    column_width, row_height = max(width * factor, _ENLARGED_SIDE) + _GAP, height * factor + _TEXT_HEIGHT + _GAP
     row_count = len(columns[0][1])
     sheet = Pil.new("RGB", (len(columns) * column_width + _GAP, row_count * row_height + _TEXT_HEIGHT + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
@@ -48,7 +48,9 @@ def write_png(path: Path, pixels: NDArray[np.uint8], generator: str) -> None:
     buffer, metadata = io.BytesIO(), PngInfo()
     metadata.add_text("Software", generator)
     Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=metadata)
-    write_new_file(path, buffer.getvalue(), own_mark=generator.encode(), tidy=False)  # the folder may hold thousands
+    write_new_file(
+        path, buffer.getvalue(), own_mark=generator.encode(), tidy=False
+    )  # the folder may hold thousands of files
 
 
 def _to_array(image_CHW: Tensor) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from cnnrun.model.outline import OutlineEntry
 
 _GAP, _PADDING, _TITLE_HEIGHT, _LINE_HEIGHT, _MAX_ROW_WIDTH = 22.0, 12.0, 20.0, 14.0, 1500.0  # pixels
-_LETTER_WIDTH = {"title": 7.0, "note": 5.8}  # about the width of a letter at 12 and 10 pixels
+_LETTER_WIDTH = {"title": 7.0, "note": 5.8}  # approximate width of a letter of 12 and 10 pixels
 _COLOURS = {
     "conv": "#dbeafe", "conv_transpose": "#dbeafe", "linear": "#fde8d0", "head": "#fcd9a8", "input": "#f3f4f6",
     "pool": "#d9f2dd", "norm": "#eceef1", "drop": "#f7f7f8", "merge": "#eadcfb", "other": "#fef7cd",
@@ -31,16 +31,17 @@ class Drawable:
 
 @dataclass(frozen=True)
 class PlacedDrawable:
-    """A top-level box at its position; `gap` is the top of the free strip above its row."""
+    """A top-level box at its position; `strip_top` is the top of the free strip above its row."""
 
-    part: OutlineEntry
+    entry: OutlineEntry
     drawable: Drawable
     x: float
     y: float
-    gap: float
+    strip_top: float
 
     @property
     def centre(self) -> tuple[float, float]:
+        """Centre of the box."""
         return self.x + self.drawable.width / 2, self.y + self.drawable.height / 2
 
 
@@ -76,10 +77,10 @@ def _place_boxes(entries: list[OutlineEntry]) -> list[PlacedDrawable]:
         row_width += box.width + _GAP
     placed_boxes, top = [], 0.0
     for row in rows:
-        gap, top, left = top, top + 3 * _GAP, _GAP
+        strip_top, top, left = top, top + 3 * _GAP, _GAP
         tallest = max(box.height for _, box in row)
         for entry, box in row:
-            placed_boxes.append(PlacedDrawable(entry, box, left, top + (tallest - box.height) / 2, gap))
+            placed_boxes.append(PlacedDrawable(entry, box, left, top + (tallest - box.height) / 2, strip_top))
             left += box.width + _GAP
         top += tallest
     return placed_boxes
@@ -89,33 +90,33 @@ def _flow_arrows(placed: list[PlacedDrawable]) -> list[str]:
     """Draw arrows from each layer to the next, if that takes its output."""
     lines = []
     for previous, current in pairwise(placed):
-        if current.part.sources and previous.part.name not in current.part.sources:
+        if current.entry.sources and previous.entry.name not in current.entry.sources:
             continue
         x, y, to_y = previous.x + previous.drawable.width, previous.centre[1], current.centre[1]
-        if current.gap == previous.gap:
+        if current.strip_top == previous.strip_top:
             lines.append(_path(f"M{x:.1f} {y:.1f}L{current.x:.1f} {to_y:.1f}"))
         else:  # the next row
-            strip = current.gap + 0.6 * _GAP
+            strip = current.strip_top + 0.6 * _GAP
             lines.append(_path(f"M{x:.1f} {y:.1f}h8V{strip:.1f}H{current.x - 10:.1f}V{to_y:.1f}h10"))
     return lines
 
 
 def _link_arcs(placed: list[PlacedDrawable]) -> list[str]:
     """Draw links from named layers to layers that take them by name, as arcs or through the strips between rows."""
-    placed_by_name = {box.part.name: box for box in placed if box.part.name}
+    placed_by_name = {box.entry.name: box for box in placed if box.entry.name}
     lines: list[str] = []
     for previous, current in zip([None, *placed], placed, strict=False):
-        source_names = {*current.part.sources, *_nested_sources(current.part)}
+        source_names = {*current.entry.sources, *_nested_sources(current.entry)}
         for start in [placed_by_name[name] for name in sorted(source_names) if name in placed_by_name]:
-            if start is previous and start.part.name in current.part.sources:
+            if start is previous and start.entry.name in current.entry.sources:
                 continue  # an arrow shows it already
             (x, _), (to_x, _) = start.centre, current.centre
-            if start.gap == current.gap:
+            if start.strip_top == current.strip_top:
                 arc_top = min(start.y, current.y) - min(2.4 * _GAP, 10 + abs(to_x - x) / 12)
                 curve = f"C{x:.1f} {arc_top:.1f} {to_x:.1f} {arc_top:.1f} {to_x:.1f} {current.y:.1f}"
                 path = f"M{x:.1f} {start.y:.1f}{curve}"
             else:
-                strip = current.gap + _GAP * (1.0 + 0.35 * (len(lines) % 5))
+                strip = current.strip_top + _GAP * (1.0 + 0.35 * (len(lines) % 5))
                 path = f"M{x:.1f} {start.y + start.drawable.height:.1f}V{strip:.1f}H{to_x:.1f}V{current.y:.1f}"
             lines.append(_path(path, "#7c3aed"))
     return lines

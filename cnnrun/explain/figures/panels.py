@@ -114,7 +114,7 @@ def overlay_panel(
         pillow_image = to_pillow(pixels)
         factor = enlargement(pillow_image)
         target_image, result_image = (draw_overlay(pillow_image, overlay, factor) for overlay in (targets, results))
-        rows.append([(name, target_image), ("found", result_image)])
+        rows.append([(name, target_image), ("predicted", result_image)])
     return titled_grid(rows)
 
 
@@ -128,7 +128,7 @@ def results_panel(task: Task, batch: Batch, results: Results, names: Sequence[st
 
 
 def enlargement(pillow_image: Any) -> int:
-    """Factor by which an image is enlarged."""
+    """Factor by which an image is enlarged so that its longer side has at least _MIN_SIDE pixels."""
     factor: int = math.ceil(_MIN_SIDE / max(pillow_image.size))
     return max(1, factor)
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from cnnrun.base.errors import escape
 
 _GAP, _LINE_HEIGHT = 2, 16  # pixels
-_CLIPPED_SHARE = 0.002  # of the values of a tile: the farthest from 0 are clipped
+_CLIPPED_SHARE = 0.002  # this share of a tile's values, the farthest from 0, is clipped
 _DARK, _MIDDLE, _BRIGHT = "#000004", "#bb3754", "#fcffa4"  # three colours of matplotlib's inferno
 
 
 def scale_to_side(pillow_image: Any, side: int) -> Any:
-    """Enlarge a Pillow image by a whole factor to about `side` pixels; shrink one above one and a half times that."""
+    """Enlarge a Pillow image by a whole factor to about `side` pixels; shrink it if it is larger than 1.5 x `side`."""
     from PIL import Image as Pil
 
     if max(pillow_image.size) > (max_side := 3 * side // 2):

@@ -15,8 +15,8 @@ from cnnrun.explain.method_base import (
     Class,
     ExplainMethod,
     FirstChannels,
+    ImageCount,
     ImageMethod,
-    Images,
     Layer,
     Layers,
     Map,
@@ -83,7 +83,9 @@ class Deconv(ImageMethod):
 
     kind = "deconv"
     layer: Layer = None
-    channels: Channels = ()
+    channels: Channels = Field(
+        (), description="The number of a channel, from 0; may be repeated; by default the strongest channels."
+    )
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.deconv import deconv
@@ -102,7 +104,7 @@ class Occlude(ImageMethod):
     )
     stride: Pixels = Field(None, description="Step of the square in pixels; by default a quarter of its side.")
     layer: Layer = None
-    images: Images = 2
+    images: ImageCount = 2
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.occlude import occlude
@@ -159,8 +161,12 @@ class Invariance(ImageMethod):
 
     kind = "invariance"
     class_: Class = None
-    layers: Layers = ()
-    images: Images = 5
+    layers: Layers = Field(
+        (),
+        description="A layer by path or name; may be repeated; by default the first conv and the last layer before "
+        "the head.",
+    )
+    images: ImageCount = 5
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.invariance import invariance
@@ -176,7 +182,7 @@ class Embed(SplitMethod):
     kind = "embed"
     out: ClassVar[str] = "The file for the vectors: .npz or .parquet."
     suffixes: ClassVar[tuple[str, ...]] = (".npz", ".parquet")
-    layers: Layers = ()
+    layers: Layers = Field((), description="A layer by path or name; may be repeated; by default the head's input.")
     map: Map = Field("pca", description="Projection of the vectors to a plane.")
     probe: bool | None = Field(None, description="Fit a linear model on each layer's vectors; by default if possible.")
 
@@ -193,7 +199,7 @@ class Detections(ImageMethod):
     """Draw the targets of images beside the network's detections. Example: cnnrun explain detections runs/bccd/1"""
 
     kind = "detections"
-    images: Images = 8
+    images: ImageCount = 8
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.detections import detections
@@ -205,13 +211,13 @@ class Assign(SplitMethod):
     """Draw the cells of each level assigned to objects. Example: cnnrun explain assign --split train --image 3"""
 
     kind = "assign"
-    image: Natural = Field(0, description="The image's number in the split.")
+    image: Natural = Field(0, description="The number of the image in the split, from 0.")
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.detections import show_assignment
         from cnnrun.explain.run import Selection
 
-        return show_assignment(run.subject, run.load_images(Selection(self.split, numbers=(self.image,))))
+        return show_assignment(run.subject, run.load_images(Selection(self.split, indices=(self.image,))))
 
 
 Method = (

@@ -11,7 +11,7 @@ from cnnrun.explain.figures.tiles import scale_to_side, signed_tile
 from cnnrun.explain.methods.patches import Cell, projections, receptive_field_box
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject
 
-_CHANNELS_PER_IMAGE = 4  # strongest ones, if none is named
+_CHANNELS_PER_IMAGE = 4  # the strongest channels are drawn if none is named
 _IMAGE_SIDE = 2 * TILE_SIDE
 
 

@@ -56,7 +56,7 @@ def show_assignment(subject: Subject, images: ImagesToExplain) -> Explanation:
 
 
 def _objects(boxes: Sequence[CaptionedBox], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with each object, the number of cells assigned to it and the quality of the best one."""
+    """A row for each object with the number of cells assigned to it and the quality of the best one."""
     objects = []
     for object_index, box in enumerate(boxes):
         qualities = [row["quality"] for row in rows if row["object"] == object_index]

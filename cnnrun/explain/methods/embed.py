@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError
 from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
@@ -22,7 +23,9 @@ from cnnrun.explain.method_base import Map
 from cnnrun.explain.subject import Explanation, Subject, plot_to_pillow, sample_evenly
 
 Vectors = NDArray[np.float32]
-_MAX_MAPPED, _MAX_PROBED, _MAX_SERIES = 3000, 5000, 12
+_MAX_MAPPED = 3000  # points of the map
+_MAX_PROBED = 5000  # images of a split on which a probe is fitted or measured
+_MAX_SERIES = 12  # with more classes, all points of the map have one colour
 
 
 def embed(
@@ -46,7 +49,8 @@ def embed(
     )
     last_place = places[-1]
     vectors = layer_vectors(subject, examples, [last_place], batch)[last_place.module_name]
-    caption = f"{last_place.title}: {len(examples):,} images of {split_name} as vectors of {vectors.shape[1]} values, "
+    images = f"{format_count(len(examples), 'image')} of {split_name}"
+    caption = f"{last_place.title}: {images} as vectors of {vectors.shape[1]} values, "
     rows: list[dict[str, Any]] = [{"layer": last_place.title, "features": vectors.shape[1]}]
     probe_note = ""
     if probe is not False:
@@ -138,7 +142,7 @@ def _varying_labels(train: Examples, split: Examples) -> NDArray[np.bool_]:
 
 
 def probe_score(train_vectors: Vectors, split_vectors: Vectors, train: Examples, split: Examples, metric: str) -> float:
-    """Fit an L2-regularised linear model on standardised features of train; returns its metric on the split."""
+    """Fit an L2-regularized linear model on standardized features of train; returns its metric on the split."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import average_precision_score
     from sklearn.multiclass import OneVsRestClassifier

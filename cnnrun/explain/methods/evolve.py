@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cnnrun.base.counts import format_count
 from cnnrun.data.dataset import Examples
 from cnnrun.explain.aim import no_relu_note
 from cnnrun.explain.figures.panels import titled_grid
@@ -18,7 +19,7 @@ def evolve(
     examples: Examples,
     layer: str | None,
     channels: Sequence[int],
-    max_channels: int,
+    first_channels: int,
     batch: int,
 ) -> Explanation:
     """Draw each channel's strongest patch of a split and its projection, for each checkpoint (step and network).
@@ -31,7 +32,7 @@ def evolve(
     for step, subject in subjects:
         place = subject.find_map_layer(layer)
         title, note = place.title, no_relu_note(subject)
-        selected = subject.check_channels(place, channels) or list(range(min(max_channels, place.shape[0])))
+        selected = subject.check_channels(place, channels) or list(range(min(first_channels, place.shape[0])))
         patches = draw_patches(
             subject, place, examples, find_strongest_cells(subject.trained, place, examples, batch, 1), selected
         )
@@ -43,8 +44,9 @@ def evolve(
                 for patch in strongest
             ]
         )
+    images = format_count(len(examples), "image")
     caption = (
-        f"{title}: the strongest patch of {len(examples):,} images for each channel (rows) and its projection by the "
+        f"{title}: the strongest patch of {images} for each channel (rows) and its projection by the "
         "deconvnet, for each checkpoint (columns); each scaled by itself, grey is 0." + note
     )
     rows = [list(row) for row in zip(*columns, strict=True)]

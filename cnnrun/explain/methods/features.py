@@ -11,7 +11,7 @@ from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import grey_tile, mosaic, scale_to_side
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject
 
-_MAX_MAPS, _MAX_LISTED_CHANNELS = 64, 10  # for each image
+_MAX_MAPS, _MAX_LISTED_CHANNELS = 64, 10  # drawn and listed for each image
 
 
 def feature_maps(subject: Subject, images: ImagesToExplain, layer: str | None) -> Explanation:

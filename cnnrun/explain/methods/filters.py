@@ -12,8 +12,9 @@ from cnnrun.explain.figures.tiles import grey_tile, mosaic, signed_tile
 from cnnrun.explain.layer_names import LayerPlace, find_layer
 from cnnrun.explain.subject import Explanation, Subject
 
-_MAX_KERNELS, _KERNEL_SIDE, _COLUMNS = 256, 40, 16  # kernels drawn; pixels; kernels in a row
-_WEAK_NORM_SHARE = 0.01  # of the largest norm: kernels below it count as weak
+_MAX_KERNELS, _COLUMNS = 256, 16  # kernels that are drawn, and how many of them in a row
+_KERNEL_SIDE = 40  # pixels
+_WEAK_NORM_SHARE = 0.01  # kernels with less than this share of the largest norm are weak
 
 
 def filters(subject: Subject, layer: str | None) -> Explanation:

@@ -26,13 +26,13 @@ _RULE_TEXTS: dict[BackwardRule, str] = {
 }
 
 
-def gradcam(subject: Subject, images: ImagesToExplain, layer: str | None, target: str | None) -> Explanation:
+def gradcam(subject: Subject, images: ImagesToExplain, layer: str | None, class_name: str | None) -> Explanation:
     """Draw where a layer's maps support a score, by Grad-CAM (Selvaraju et al. 2017). Raises ConfigError.
 
     For a score from one position alone, such as a detector's best one, use HiResCAM (Draelos and Carin 2021).
     """
     place = subject.find_map_layer(layer)
-    maps, direction, scores = class_activation_maps(subject, images, place.module_name, place.title, target)
+    maps, direction, scores = class_activation_maps(subject, images, place.module_name, place.title, class_name)
     rows, image_rows = [], []
     for index in range(len(images)):
         pillow_image = scale_to_side(images.pillow_image(index), _IMAGE_SIDE).convert("RGB")
@@ -48,7 +48,7 @@ def gradcam(subject: Subject, images: ImagesToExplain, layer: str | None, target
 
 
 def class_activation_maps(
-    subject: Subject, images: ImagesToExplain, module: str, path: str, target: str | None
+    subject: Subject, images: ImagesToExplain, module: str, path: str, class_name: str | None
 ) -> tuple[Tensor, ScoreDirection, list[float]]:
     """Compute the map of each image [B, H, W], with directions and scores.
 
@@ -56,7 +56,7 @@ def class_activation_maps(
     the gradients themselves, since their mean over the map says nothing about one position.
     """
     class_scores = subject.class_scores(images.pixels)
-    direction = choose_direction(class_scores, target, images)
+    direction = choose_direction(class_scores, class_name, images)
     maps_BHW = []
     for maps_BCHW, gradient_BCHW in _output_gradients(subject, images, direction, module, "plain"):
         if gradient_BCHW is None:
@@ -80,12 +80,12 @@ def _output_gradients(
         yield outputs[module].detach(), gradient
 
 
-def saliency(subject: Subject, images: ImagesToExplain, target: str | None, rule: BackwardRule) -> Explanation:
+def saliency(subject: Subject, images: ImagesToExplain, class_name: str | None, rule: BackwardRule) -> Explanation:
     """Draw how strongly a score depends on each pixel (Simonyan et al. 2014, section 3.1). Raises ConfigError.
 
     A pixel's value is its largest gradient over colours. For `rule`, see `backward_rules.use_backward_rule`.
     """
-    gradients, direction, scores = input_gradients(subject, images, target, rule)
+    gradients, direction, scores = input_gradients(subject, images, class_name, rule)
     rows, image_rows = [], []
     for index in range(len(images)):
         strength_HW = gradients[index].abs().amax(0)
@@ -103,11 +103,11 @@ def saliency(subject: Subject, images: ImagesToExplain, target: str | None, rule
 
 
 def input_gradients(
-    subject: Subject, images: ImagesToExplain, target: str | None, rule: BackwardRule = "plain"
+    subject: Subject, images: ImagesToExplain, class_name: str | None, rule: BackwardRule = "plain"
 ) -> tuple[Tensor, ScoreDirection, list[float]]:
-    """Compute the gradient of the scores by the normalised input [B, C, H, W], with directions and scores."""
+    """Compute the gradient of the scores by the normalized input [B, C, H, W], with directions and scores."""
     class_scores = subject.class_scores(images.pixels)
-    direction = choose_direction(class_scores, target, images)
+    direction = choose_direction(class_scores, class_name, images)
     batches = [batch for _, batch in _output_gradients(subject, images, direction, "normalize", rule)]
     gradients_BCHW = torch.cat([batch.float().cpu() for batch in batches if batch is not None])
     return gradients_BCHW, direction, direction.scores(class_scores.display_BK).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.data.augment.geometry import affine_matrices, warp
 from cnnrun.explain.aim import ScoreDirection, choose_direction
@@ -27,7 +28,8 @@ from cnnrun.explain.subject import (
 
 _STEPS = 25
 _MAX_SHIFT, _MAX_SCALE = 0.25, 1.8  # as in the paper; shifts are shares of the height, up and down
-_EXAMPLES = 4  # of each transform that are drawn
+_DRAWN_AMOUNTS = 4  # amounts of each transform that are drawn
+_SCORE = "score"  # key of the scores beside those of modules
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ImageTransform:
     matrix_S23: Tensor
 
 
-def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str], target: str | None) -> Explanation:
+def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str], class_name: str | None) -> Explanation:
     """Measure each layer's feature distance from the unchanged image, relative to the features' length, and the score.
 
     The default layers are the first conv and the last layer before the head. Raises ConfigError.
@@ -50,7 +52,7 @@ def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str],
     modules = list(dict.fromkeys(place.module_name for place in places))
     paths = {place.module_name: place.title for place in places}
     trained = subject.trained
-    direction = choose_direction(subject.class_scores(images.pixels), target, images, compare_with_itself=True)
+    direction = choose_direction(subject.class_scores(images.pixels), class_name, images, compare_with_itself=True)
     curves, rows = [], []
     for transform in image_transforms(trained.facts.image, trained.device):
         measurements = [
@@ -59,18 +61,18 @@ def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str],
         ]
         series = {
             key: _series(images, transform, [measurement[key] for measurement in measurements])
-            for key in (*modules, "")
+            for key in (*modules, _SCORE)
         }
         plots = [Plot(paths[module], transform.name, "distance / length", series[module]) for module in modules]
-        plots.append(Plot("score", transform.name, direction.quantity, series[""]))
-        rows.append([_example(images, transform), *[("", plot_to_pillow(plot, 0.5)) for plot in plots]])
+        plots.append(Plot(_SCORE, transform.name, direction.quantity, series[_SCORE]))
+        rows.append([_draw_transform(images, transform), *[("", plot_to_pillow(plot, 0.5)) for plot in plots]])
         for index, measurement in enumerate(measurements):
-            lines = {paths.get(module, "score"): values for module, values in measurement.items()}
+            lines = {paths.get(module, _SCORE): values for module, values in measurement.items()}
             description = {"picture": images.names[index], "change": transform.name, "amounts": transform.amounts}
             curves.append({**description, **lines})
     caption = (
-        f"How far the features of {len(images)} image(s) move, relative to their length, and how the score "
-        f"({direction.quantity}) changes as each is shifted, enlarged and rotated; the outside is black."
+        f"How far the features of {format_count(len(images), 'image')} move, relative to their length, and how the "
+        f"score ({direction.quantity}) changes as each is shifted, enlarged and rotated; the outside is black."
     )
     data = {"layers": [paths[module] for module in modules], "targets": direction.names, "curves": curves}
     return Explanation(titled_grid(rows), caption, data)
@@ -98,16 +100,16 @@ def image_transforms(image: Sequence[int], device: torch.device) -> list[ImageTr
 def _measure_transform(
     subject: Subject, image_CHW: Tensor, transform: ImageTransform, direction: ScoreDirection, modules: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Measure the relative distance of each module's features, by module, and the scores, under ""."""
+    """Measure the relative distance of each module's features, by module, and the scores, under _SCORE."""
     trained = subject.trained
     images_SCHW = warp(image_CHW.expand(len(transform.amounts), -1, -1, -1), transform.matrix_S23)
     with torch.no_grad(), capture_outputs(trained.network, modules) as outputs:
         class_scores = compute_class_scores(trained, torch.cat([image_CHW[None], images_SCHW]))
-        values = {"": direction.scores(class_scores.display_BK)[1:].tolist()}
+        values = {_SCORE: direction.scores(class_scores.display_BK)[1:].tolist()}
         for module in modules:
             reference, *_ = features_SF = outputs[module].flatten(1).float()
             values[module] = ((features_SF[1:] - reference).norm(dim=1) / reference.norm().clamp(min=1e-12)).tolist()
-    return {**{module: values[module] for module in modules}, "": values[""]}
+    return {**{module: values[module] for module in modules}, _SCORE: values[_SCORE]}
 
 
 def _series(images: ImagesToExplain, transform: ImageTransform, values: list[list[float]]) -> tuple[Series, ...]:
@@ -116,8 +118,9 @@ def _series(images: ImagesToExplain, transform: ImageTransform, values: list[lis
     )
 
 
-def _example(images: ImagesToExplain, transform: ImageTransform) -> tuple[str, Any]:
-    indices = torch.linspace(0, _STEPS - 1, _EXAMPLES).round().long()
-    examples = warp(images.pixels[:1].expand(_EXAMPLES, -1, -1, -1), transform.matrix_S23[indices])
-    tiles = [scale_to_side(to_pillow(pixels_CHW).convert("RGB"), TILE_SIDE) for pixels_CHW in examples]
+def _draw_transform(images: ImagesToExplain, transform: ImageTransform) -> tuple[str, Any]:
+    """Draw the first image at some amounts of a transform."""
+    indices = torch.linspace(0, _STEPS - 1, _DRAWN_AMOUNTS).round().long()
+    warped = warp(images.pixels[:1].expand(_DRAWN_AMOUNTS, -1, -1, -1), transform.matrix_S23[indices])
+    tiles = [scale_to_side(to_pillow(pixels_CHW).convert("RGB"), TILE_SIDE) for pixels_CHW in warped]
     return transform.name, mosaic(tiles, 2)

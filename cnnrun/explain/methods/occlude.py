@@ -19,7 +19,8 @@ from cnnrun.explain.layer_names import capture_outputs
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject, compute_class_scores
 
 _IMAGE_SIDE = 2 * TILE_SIDE
-_UNCOVERED_GREY, _MAX_KEY_NAMES = 200, 9  # beyond the centres of squares; classes in the key
+_OUTSIDE_GREY = 200  # grey level of pixels beyond the centres of the outermost squares
+_MAX_KEY_NAMES = 9  # classes in the key of colours
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def occlude(
     subject: Subject,
     images: ImagesToExplain,
     layer: str | None,
-    target: str | None,
+    class_name: str | None,
     size: int | None,
     stride: int | None,
 ) -> Explanation:
@@ -53,7 +54,7 @@ def occlude(
     if size > min(trained.facts.image[1:]):
         raise ConfigError(f"--size {size}: larger than the image, {trained.facts.image[2]}x{trained.facts.image[1]}")
     class_scores = subject.class_scores(images.pixels)
-    direction = choose_direction(class_scores, target, images, compare_with_itself=True)
+    direction = choose_direction(class_scores, class_name, images, compare_with_itself=True)
     scores_before = direction.scores(class_scores.display_BK).tolist()
     sums = subject.layer_features(place, images.pixels).sum((2, 3))
     names = class_scores.names if class_scores.is_comparable else ()
@@ -147,7 +148,7 @@ def _stretch_over_image(
     columns = _nearest_squares(occlusion.lefts, width, occlusion.size)
     stretched = np.asarray(colours)[rows.clip(0)][:, columns.clip(0)]
     inside = (rows >= 0)[:, None, None] & (columns >= 0)[None, :, None]
-    pixels = np.where(inside, stretched, _UNCOVERED_GREY).astype(np.uint8)
+    pixels = np.where(inside, stretched, _OUTSIDE_GREY).astype(np.uint8)
     return Pil.fromarray(pixels).resize(size, Pil.Resampling.NEAREST)
 
 

@@ -12,7 +12,7 @@ from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.explain.subject import Subject, compute_class_scores, sample_evenly
 
-_MAX_SEARCHED = 4000  # images of a split
+_MAX_SEARCHED = 4000  # images of a split that are searched
 _SIMILARITY_EXCESS = "similarity to another identity minus that to its own"
 
 
@@ -67,7 +67,7 @@ def _losses(subject: Subject, examples: Examples, batch_size: int) -> Tensor:
 
 
 def _most_confused(subject: Subject, indices: Tensor, examples: Examples, count: int, batch_size: int) -> list[Mistake]:
-    """Find images that are more similar to another identity than to their own, skipping identities with one image."""
+    """Find images that are more similar to another identity than to their own; skip identities with one image."""
     trained, targets = subject.trained, examples.targets
     with torch.inference_mode():
         scores = [

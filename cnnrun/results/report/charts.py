@@ -11,7 +11,8 @@ from cnnrun.contracts.figure import MAX_POINTS, Plot, Series
 
 VegaSpec = dict[str, Any]
 _WIDTH, _HEIGHT, _CELL = 250, 200, 22  # pixels
-MAX_MATRIX_CLASSES, _MAX_NUMBERED_CLASSES = 30, 20  # for a matrix at all, for counts in its cells
+# Larger matrices are not drawn, and those in between have no counts in their cells.
+MAX_MATRIX_CLASSES, _MAX_NUMBERED_CLASSES = 30, 20
 _LEGEND = {"orient": "bottom", "columns": 2, "labelLimit": 300}
 
 
@@ -38,14 +39,9 @@ def vega_spec(plot: Plot) -> VegaSpec:
 
 
 def _series_layer(plot: Plot, series: Series) -> VegaSpec:
-    step = max(1, len(series.x) // MAX_POINTS)
-    values: list[dict[str, Any]] = [
-        {"x": float(x), "y": float(y), "series": series.name}
-        for x, y in zip(series.x[::step], series.y[::step], strict=True)
-        if math.isfinite(x) and math.isfinite(y)
-    ]
+    values = _point_values(series)
     if series.style == "spans":
-        return _spans_layer(plot, series, values)
+        return _spans_layer(plot, values)
     marks: dict[str, VegaSpec] = {
         "points": {"type": "point", "filled": True, "size": 14, "opacity": 0.5},
         "line": {"type": "line", "point": len(values) <= 60},
@@ -64,6 +60,17 @@ def _series_layer(plot: Plot, series: Series) -> VegaSpec:
         "tooltip": [{"field": name, "type": kind} for name, kind in _TOOLTIP_FIELDS],
     }
     return {"data": {"values": values}, "mark": marks[series.style], "encoding": encoding}
+
+
+def _point_values(series: Series) -> list[dict[str, Any]]:
+    """The finite points of a series, thinned to about MAX_POINTS, with the ends of their spans if it has spans."""
+    columns = {"x": series.x, "y": series.y}
+    if series.style == "spans":
+        columns |= {"low": series.low, "high": series.high}
+    step = max(1, len(series.x) // MAX_POINTS)
+    points = zip(*(column[::step] for column in columns.values()), strict=True)
+    rows = [dict(zip(columns, map(float, point), strict=True)) for point in points]
+    return [{**row, "series": series.name} for row in rows if all(map(math.isfinite, row.values()))]
 
 
 def _axis_scale(plot: Plot) -> VegaSpec:
@@ -89,12 +96,9 @@ def _bar_width(series: Series) -> float:
     return max(2.0, 0.8 * _WIDTH * spacing / (positions[-1] - positions[0] + spacing))
 
 
-def _spans_layer(plot: Plot, series: Series, values: list[dict[str, Any]]) -> VegaSpec:
+def _spans_layer(plot: Plot, values: list[dict[str, Any]]) -> VegaSpec:
     """Specify points with intervals along x, each in a row that is named by the plot's ticks."""
-    rows = [
-        value | {"low": low, "high": high, "name": plot.ticks[round(value["y"])] if plot.ticks else str(value["y"])}
-        for value, low, high in zip(values, series.low, series.high, strict=True)
-    ]
+    rows = [value | {"name": plot.ticks[round(value["y"])] if plot.ticks else str(value["y"])} for value in values]
     y = {"field": "name", "type": "nominal", "title": plot.y or None, "sort": None}
     x = {"field": "low", "type": "quantitative", "title": plot.x}
     return {

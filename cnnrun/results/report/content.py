@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from cnnrun.base.counts import format_count
+from cnnrun.base.durations import format_duration
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.results import Measurement
-from cnnrun.data.dataset import Examples
-from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment.open_run import MeasuredRun
 from cnnrun.explain.figures.network_svg import render_svg
 from cnnrun.explain.figures.panels import overlay_panel, to_pillow
 from cnnrun.explain.figures.tiles import scale_to_side
@@ -30,35 +30,26 @@ from cnnrun.results.report import charts
 from cnnrun.results.report.class_tables import format_cell
 from cnnrun.results.report.html import image_data_url
 from cnnrun.tasks.classification_metrics import largest_confusions
-from cnnrun.tasks.intervals import confidence_intervals
 from cnnrun.training.run_records import read_environments, read_metrics, read_result
 
-_MAX_PANEL_WIDTH = 900  # pixels: targets and detections of an image side by side
-_MAX_MISTAKES, _EXPLAINED_IMAGES, _CHANNELS = 24, 6, 8  # images shown, images explained, channels shown
-_MAX_EXPLAINED_RUNS = 4  # runs in one report, above which none is explained
+_MAX_PANEL_WIDTH = 900  # pixels of two copies of an image, with its targets and with its detections
+_MAX_MISTAKES = 24  # worst images that are shown
+_EXPLAINED_IMAGES, _CHANNELS = 6, 8  # images and channels that are explained
+_MAX_EXPLAINED_RUNS = 4  # a report on more runs has no explanations
 _TOO_MANY_RUNS = "A report on this many runs has no explanations; they are in each run's own report."
-_MAX_CHART_ROWS, _MAX_PAIRS = 100, 50  # points of a series as text; most confused pairs of classes
+_MAX_CHART_ROWS = 100  # points of each series in the table of a chart
+_MAX_PAIRS = 50  # most confused pairs of classes that are listed
 _MAX_SEARCHED_IMAGES = 10_000  # images of a split that are searched for the strongest patches
-_MAX_PREDICTIONS = 3  # of an image, below it
+_MAX_PREDICTIONS = 3  # predictions printed below a worst image
 _CHARTED_TABLES = ("precision_recall", "reliability")  # tables that are shown as charts instead
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run that the report shows: its network, a split and the measurement on it."""
+    """A run that the report shows: its measurement on a split, and its network with named layers."""
 
-    run: Path
-    experiment: Experiment
+    measured: MeasuredRun
     subject: Subject
-    split: str
-    examples: Examples
-    measurement: Measurement
-
-    @property
-    def confidence_intervals(self) -> dict[str, Any]:
-        return confidence_intervals(
-            self.measurement.metrics, self.measurement.bootstrap_draws, self.measurement.correct
-        )
 
 
 def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_count: int = 1) -> dict[str, Any]:
@@ -66,45 +57,51 @@ def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_coun
 
     With more runs in a report, each shows fewer images, so that the page stays small enough to send.
     """
-    trained = reported.subject.trained
-    result = read_result(reported.run) or {}
-    count = _worst_image_count(reported, run_count)
-    worst = find_worst_images(reported.subject, reported.examples, count, reported.experiment.train.batch)
+    measured, trained = reported.measured, reported.measured.trained
+    result = read_result(measured.trained.run) or {}
+    count = _worst_image_count(measured, run_count)
+    worst = find_worst_images(reported.subject, measured.examples, count, measured.experiment.train.batch)
     explanations, failures = list[dict[str, str]](), [_TOO_MANY_RUNS]
     if run_count <= _MAX_EXPLAINED_RUNS:
         explanations, failures = _explain_network(reported, worst.mistakes)
-    is_optimistic = reported.split == "val" and reported.experiment.train.monitor.startswith("val/")
     best = ", ".join(f"{name} {value:.4f}" for name, value in result.get("best", {}).items())
     return {
         "id": key,
-        "name": str(reported.run),
-        "line": f"task {trained.task.kind}; checkpoint of step {trained.step}"
-        + (f" of {result['steps']}, the best by {best}" if result else "; the training is not finished"),
-        "notes": _operating_notes(reported),
-        "headline": _headline(reported),
-        "measured": f"On the {len(reported.examples):,} images of {reported.split}, with 95 % confidence intervals. "
-        + ("They are optimistic, since val chose the checkpoint; use test for final figures." if is_optimistic else ""),
-        "tables": _metric_tables(reported, key),
-        "charts": _all_charts(reported, key, specs),
-        "mistakes": _worst_images_section(reported, worst),
+        "name": measured.name,
+        "description": f"task {trained.task.kind}; checkpoint of step {trained.step:,}"
+        + (f" of {result['steps']:,}, the best by {best}" if result else "; the training is not finished"),
+        "notes": _operating_notes(measured),
+        "headline": _headline(measured),
+        "measured_on": _measurement_note(measured),
+        "tables": _metric_tables(measured, key),
+        "charts": _all_charts(measured, key, specs),
+        "mistakes": _worst_images_section(measured, worst),
         "explanations": explanations,
-        "unseen": failures,
+        "explanation_failures": failures,
         "network": _network_section(reported, key),
         "cost": _cost_rows(result),
-        "data": _data_section(reported),
-        "environment": _environment_rows(reported.run),
-        "config": reported.experiment.to_yaml(),
+        "data": _data_section(measured),
+        "environment": _environment_rows(measured.trained.run),
+        "config": measured.experiment.to_yaml(),
     }
 
 
-def _worst_image_count(reported: ReportedRun, run_count: int) -> int:
+def _measurement_note(measured: MeasuredRun) -> str:
+    """Note on the images behind the metrics, with a warning if they also chose the checkpoint."""
+    note = f"On {format_count(len(measured.examples), 'image')} of {measured.split}, with 95 % confidence intervals."
+    if measured.split == "val" and measured.experiment.train.monitor.startswith("val/"):
+        note += " They are optimistic, since val also chose the checkpoint; use test for final metrics."
+    return note
+
+
+def _worst_image_count(measured: MeasuredRun, run_count: int) -> int:
     """Number of worst images to show; images with boxes are larger, so fewer of them."""
-    has_drawings = reported.subject.trained.task.showing.has_overlays
+    has_drawings = measured.trained.task.showing.has_overlays
     return max(2, (_MAX_MISTAKES // 2 if has_drawings else _MAX_MISTAKES) // run_count)
 
 
-def _operating_notes(reported: ReportedRun) -> list[str]:
-    choices = reported.subject.trained.choices
+def _operating_notes(measured: MeasuredRun) -> list[str]:
+    choices = measured.trained.choices
     temperature = choices.temperature
     notes = [f"Calibrated: probabilities are at temperature {temperature:.4g}."] if temperature else []
     others = replace(choices, temperature=None).by_description()
@@ -112,29 +109,29 @@ def _operating_notes(reported: ReportedRun) -> list[str]:
     return notes + ([f"Chosen on val: {join_names(thresholds)}."] if thresholds else [])
 
 
-def _headline(reported: ReportedRun) -> list[dict[str, str]]:
-    intervals = reported.confidence_intervals
+def _headline(measured: MeasuredRun) -> list[dict[str, str]]:
+    intervals = measured.intervals
     return [
         {
             "name": name,
-            "value": "none" if value is None else f"{value:.4f}",
-            "span": f"{intervals[name][0]:.4f} to {intervals[name][1]:.4f}" if name in intervals else "",
+            "value": format_cell(value),
+            "interval": f"{intervals[name][0]:.4f} to {intervals[name][1]:.4f}" if name in intervals else "",
         }
-        for name, value in reported.measurement.metrics.items()
+        for name, value in measured.measurement.metrics.items()
     ]
 
 
-def _metric_tables(reported: ReportedRun, key: str) -> list[dict[str, Any]]:
+def _metric_tables(measured: MeasuredRun, key: str) -> list[dict[str, Any]]:
     tables: list[dict[str, Any]] = []
-    for name, rows in reported.measurement.tables.items():
+    for name, rows in measured.measurement.tables.items():
         if rows and name not in _CHARTED_TABLES:
             title = name.replace("_", " ")
             cells = [[format_cell(value) for value in row.values()] for row in rows]
             tables.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})
-    classes = reported.subject.trained.facts.classes
-    for name, matrix in reported.measurement.matrices.items():
+    classes = measured.trained.facts.classes
+    for name, matrix in measured.measurement.matrices.items():
         tables.append({"id": f"{key}-{name}", **_confusion_table(name, matrix, classes)})
-    return [{"open": len(table["rows"]) <= 12, **table} for table in tables if table["rows"]]
+    return [{"is_open": len(table["rows"]) <= 12, **table} for table in tables if table["rows"]]
 
 
 def _confusion_table(name: str, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
@@ -146,25 +143,25 @@ def _confusion_table(name: str, matrix: Sequence[Sequence[int]], classes: Sequen
     return {"title": f"{name}{of_many}: {heading}", "columns": ["true", "predicted", "times", "of"], "rows": rows}
 
 
-def _all_charts(reported: ReportedRun, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
+def _all_charts(measured: MeasuredRun, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
     """Charts of the training, of the task's metrics and of matrices; adds each specification under its id."""
     chart_items = []
-    primary_titles = ("loss", reported.experiment.train.monitor)
-    for number, plot in enumerate([*training_curves([("", reported.run)]), *reported.measurement.plots]):
+    primary_titles = ("loss", measured.experiment.train.monitor)
+    for number, plot in enumerate([*training_curves([("", measured.trained.run)]), *measured.measurement.plots]):
         is_secondary = plot.x == "epoch" and plot.title not in primary_titles
-        chart_items.append(add_chart(f"{key}-chart{number}", plot, specs) | {"aside": is_secondary})
-    for name, counts in reported.measurement.matrices.items():
-        spec = charts.matrix_spec(f"{name} on {reported.split}", counts, reported.subject.trained.facts.classes)
+        chart_items.append(add_chart(f"{key}-chart{number}", plot, specs) | {"is_secondary": is_secondary})
+    for name, counts in measured.measurement.matrices.items():
+        spec = charts.matrix_spec(f"{name} on {measured.split}", counts, measured.trained.facts.classes)
         if spec:
             specs[f"{key}-{name}-matrix"] = spec
-            rows = _matrix_rows(reported, counts)
-            chart_items.append({"id": f"{key}-{name}-matrix", "title": name, **rows, "aside": False})
+            rows = _matrix_rows(measured, counts)
+            chart_items.append({"id": f"{key}-{name}-matrix", "title": name, **rows, "is_secondary": False})
     return chart_items
 
 
-def _matrix_rows(reported: ReportedRun, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _matrix_rows(measured: MeasuredRun, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Nonzero cells of a confusion matrix as table rows: the text version of its chart."""
-    classes = reported.subject.trained.facts.classes
+    classes = measured.trained.facts.classes
     cells = [
         (true, predicted, count) for true, row in enumerate(counts) for predicted, count in enumerate(row) if count
     ]
@@ -193,7 +190,7 @@ def _evenly_spaced(count: int) -> list[int]:
 
 
 def training_curves(named_runs: Sequence[tuple[str, Path]]) -> list[Plot]:
-    """Figures by epoch of named runs: all losses in one, and one for each metric of val."""
+    """Figures by epoch of named runs: one with the losses of train and val, and one for each other metric."""
     lines: dict[str, list[Series]] = {}
     for name, run in named_runs:
         rows = read_metrics(run)
@@ -208,24 +205,26 @@ def training_curves(named_runs: Sequence[tuple[str, Path]]) -> list[Plot]:
     return [Plot(title, "epoch", title, tuple(series)) for title, series in lines.items()]
 
 
-def _worst_images_section(reported: ReportedRun, worst: WorstImages) -> dict[str, Any] | None:
+def _worst_images_section(measured: MeasuredRun, worst: WorstImages) -> dict[str, Any] | None:
     """Section with the worst images, with targets and results side by side if they have positions in the image."""
     if not worst.mistakes:
         return None
-    images, large = _encode_mistakes(reported, worst.mistakes)
+    images, is_wide = _encode_mistakes(measured, worst.mistakes)
     target_texts = sorted({mistake.target_text for mistake in worst.mistakes})
-    share = f"{worst.sample_count:,} of " if worst.sample_count < len(reported.examples) else ""
+    share = f"{worst.sample_count:,} of " if worst.sample_count < len(measured.examples) else ""
     return {
-        "caption": f"Worst first, by {worst.badness_name}, of {share}the {len(reported.examples):,} images of "
-        f"{reported.split}.",
+        "caption": f"Worst first, by {worst.badness_name}, of {share}the {len(measured.examples):,} images of "
+        f"{measured.split}.",
         "names": target_texts if 1 < len(target_texts) < len(worst.mistakes) else [],
-        "large": large,
-        "pictures": [
+        "is_wide": is_wide,
+        "images": [
             {
                 "image": image,
-                "name": reported.examples.sample_name(mistake.sample),
-                "true": mistake.target_text,
-                "said": "" if large else f"{worst.prediction_title}: {_first_predictions(mistake.prediction_text)}",
+                "name": measured.examples.sample_name(mistake.sample),
+                "target": mistake.target_text,
+                "prediction": ""
+                if is_wide
+                else f"{worst.prediction_title}: {_first_predictions(mistake.prediction_text)}",
                 "badness": f"{worst.badness_name if worst.badness_name == 'loss' else 'by'} {mistake.badness:.3g}",
                 "alt": f"{mistake.target_text}, {worst.prediction_title}: {mistake.prediction_text}",
             }
@@ -240,8 +239,8 @@ def _first_predictions(text: str) -> str:
     return "\n".join(parts[:_MAX_PREDICTIONS]) + (" …" if len(parts) > _MAX_PREDICTIONS else "")
 
 
-def _encode_mistakes(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:
-    trained, images = reported.subject.trained, _select_mistakes(reported, mistakes)
+def _encode_mistakes(measured: MeasuredRun, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:
+    trained, images = measured.trained, _select_mistakes(measured, mistakes)
     if not trained.task.showing.has_overlays:
         return [
             image_data_url(np.asarray(scale_to_side(to_pillow(pixels), 112).convert("RGB"))) for pixels in images.pixels
@@ -252,24 +251,27 @@ def _encode_mistakes(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tupl
     return [image_data_url(panel, _MAX_PANEL_WIDTH) for panel in panels], True
 
 
-def _select_mistakes(reported: ReportedRun, mistakes: Sequence[Mistake]) -> ImagesToExplain:
+def _select_mistakes(measured: MeasuredRun, mistakes: Sequence[Mistake]) -> ImagesToExplain:
     """Select the images of mistakes from the split."""
-    trained, index = reported.subject.trained, torch.tensor([mistake.sample for mistake in mistakes])
-    pixels = reported.examples.load_images(index).to(trained.device).float()
-    names = [reported.examples.sample_name(mistake.sample) for mistake in mistakes]
+    trained, index = measured.trained, torch.tensor([mistake.sample for mistake in mistakes])
+    pixels = measured.examples.load_images(index).to(trained.device).float()
+    names = [measured.examples.sample_name(mistake.sample) for mistake in mistakes]
     target_texts = [mistake.target_text for mistake in mistakes]
-    return ImagesToExplain(pixels, names, target_texts, reported.examples.batch_targets(index, trained.device))
+    return ImagesToExplain(pixels, names, target_texts, measured.examples.batch_targets(index, trained.device))
 
 
 def _explain_network(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[dict[str, str]], list[str]]:
     """Explain the network by each method; returns images with captions, and a line for each method that failed."""
-    subject, batch = reported.subject, reported.experiment.train.batch
+    subject, batch = reported.subject, reported.measured.experiment.train.batch
     explained_mistakes = mistakes[:_EXPLAINED_IMAGES]
-    searched, _ = sample_evenly(reported.examples, _MAX_SEARCHED_IMAGES)
+    searched, _ = sample_evenly(reported.measured.examples, _MAX_SEARCHED_IMAGES)
     methods: list[tuple[str, Callable[[], Explanation]]] = [
         ("filters", lambda: filters(subject, None)),
         ("top", lambda: top_patches(subject, searched, None, [], _CHANNELS, batch)),
-        ("gradcam of the worst", lambda: gradcam(subject, _select_mistakes(reported, explained_mistakes), None, None)),
+        (
+            "gradcam of the worst",
+            lambda: gradcam(subject, _select_mistakes(reported.measured, explained_mistakes), None, None),
+        ),
     ]
     explanations, failures = [], []
     for name, explain in methods if explained_mistakes else methods[:2]:
@@ -289,9 +291,11 @@ def _network_section(reported: ReportedRun, key: str) -> dict[str, Any]:
         for row, count in zip(network.rows, counts, strict=True)
     ]
     return {
-        "line": f"{network.parameter_count:,} parameters, {sum(counts) / 1e6:,.1f} MFLOPs for an image of "
+        "description": f"{network.parameter_count:,} parameters, {sum(counts) / 1e6:,.1f} MFLOPs for an image of "
         f"{'x'.join(map(str, network.image))}.",
-        "svg": render_svg(build_outline(network, reported.experiment.task.kind), reported.experiment.name, key),
+        "svg": render_svg(
+            build_outline(network, reported.measured.experiment.task.kind), reported.measured.experiment.name, key
+        ),
         "columns": ["layer", "output", "parameters", "MFLOPs"],
         "rows": rows,
     }
@@ -303,22 +307,24 @@ def _cost_rows(result: dict[str, Any]) -> list[list[str]]:
         return [["not finished", ""]]
     return [
         ["steps", f"{result['steps']:,}"],
-        ["seconds", f"{result['seconds']:,.1f}"],
+        ["time", format_duration(result["seconds"])],
         ["images/s", f"{result['images_per_second']:,.0f}"],
         ["waiting for data", f"{result['data_wait_share']:.1%}"],
         *([["peak memory, MiB", f"{result['peak_memory_mib']:,.0f}"]] if result.get("peak_memory_mib") else []),
     ]
 
 
-def _data_section(reported: ReportedRun) -> dict[str, Any]:
-    facts = reported.subject.trained.facts
-    source = reported.experiment.data.source
+def _data_section(measured: MeasuredRun) -> dict[str, Any]:
+    facts = measured.trained.facts
+    source = measured.experiment.data.source
     target_names = [target.name for target in facts.numbers] or list(facts.classes)
     rows = [[name, f"{count:,}"] for name, count in facts.counts.items()]
-    return {"source": source.kind, "what": join_names(target_names), "rows": rows}
+    return {"source": source.kind, "targets": join_names(target_names), "rows": rows}
 
 
 def _environment_rows(run: Path) -> list[list[str]]:
     environments = read_environments(run)
     rows = [[name, str(value)] for name, value in (environments[0] if environments else {}).items()]
-    return rows + ([["later", f"{len(environments) - 1} other environment(s)"]] if len(environments) > 1 else [])
+    return rows + (
+        [["resumed in", format_count(len(environments) - 1, "other environment")]] if len(environments) > 1 else []
+    )

@@ -89,7 +89,7 @@ def _read_cached_script(path: Path) -> str | None:
         return None
     if line == _hash_line(script):
         return script
-    say(f"{path}: not as this version writes it; building it again")
+    say(f"{path}: damaged, or written by another version; building it again")
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cnnrun.base.atomic_files import write_new_file
+from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import ConfigError, InterruptionError, UserError, escape
 from cnnrun.base.progress import say
 from cnnrun.experiment.config_differences import describe_differences
@@ -31,7 +32,9 @@ def write_report(
     paths: Sequence[Path | None] = run_paths or [None]
     folder = out.parent if out else runs if len(paths) > 1 else None
     if folder and not folder.is_dir():
-        raise ConfigError(f"{escape(str(folder))}: no such folder for the report; give --out")
+        if out:
+            raise ConfigError(f"--out {escape(str(out))}: no such folder: {escape(str(folder))}")
+        raise ConfigError(f"--runs {escape(str(folder))}: no such folder; give --out")
     reported_runs = [_measure_for_report(path, runs, device, split) for path in paths]
     specs: dict[str, Any] = {}
     comparison = _comparison_section(reported_runs, specs) if len(reported_runs) > 1 else None
@@ -39,15 +42,17 @@ def write_report(
         run_section(reported, f"run{number}", specs, len(reported_runs))
         for number, reported in enumerate(reported_runs, 1)
     ]
-    names = [str(reported.run) for reported in reported_runs]
-    subtitles = [f"{reported.experiment.task.kind}, {reported.experiment.name}" for reported in reported_runs]
+    names = [reported.measured.name for reported in reported_runs]
+    subtitles = [
+        f"{reported.measured.experiment.task.kind}, {reported.measured.experiment.name}" for reported in reported_runs
+    ]
     page = {
         "title": ", ".join(names) if len(names) < 4 else f"{len(names)} runs",
         "subtitle": " · ".join(dict.fromkeys(subtitles)),
         "runs": sections,
-        "together": comparison,
+        "comparison": comparison,
     }
-    out_path = out or (reported_runs[0].run if len(reported_runs) == 1 else runs) / REPORT
+    out_path = out or (reported_runs[0].measured.trained.run if len(reported_runs) == 1 else runs) / REPORT
     html = render_page(page, specs)
     write_new_file(out_path, html, own_mark=GENERATOR.encode())
     return {"path": str(out_path), "runs": names, "split": split, "bytes": len(html)}
@@ -70,35 +75,42 @@ def report_after_training(run: Path, runs: Path, device: torch.device, *, overwr
 
 
 def _measure_for_report(path: Path | None, runs: Path, device: torch.device, split: str) -> ReportedRun:
-    experiment, trained, split_name, examples, measurement = measure_run(path, runs, device, split)
-    subject = Subject(trained, experiment.model.layers)
-    return ReportedRun(trained.run, experiment, subject, split_name, examples, measurement)
+    """Measure a run on the split, and name the layers of its network."""
+    measured = measure_run(path, runs, device, split)
+    return ReportedRun(measured, Subject(measured.trained, measured.experiment.model.layers))
 
 
 def _comparison_section(reported_runs: Sequence[ReportedRun], specs: dict[str, Any]) -> dict[str, Any]:
     """Section that compares several runs: metrics, settings that differ from the first run's, and common curves."""
-    names = list(dict.fromkeys(name for reported in reported_runs for name in reported.measurement.metrics))
+    names = list(dict.fromkeys(name for reported in reported_runs for name in reported.measured.measurement.metrics))
     rows = []
     for reported in reported_runs:
-        intervals = reported.confidence_intervals
-        metrics = reported.measurement.metrics
+        measured = reported.measured
+        metrics, intervals = measured.measurement.metrics, measured.intervals
         cells = [_format_with_interval(metrics[name], intervals.get(name)) if name in metrics else "" for name in names]
-        result = read_result(reported.run) or {}
+        result = read_result(measured.trained.run) or {}
         parameter_count = reported.subject.built_network.parameter_count
-        rows.append([str(reported.run), *cells, f"{parameter_count:,}", f"{result.get('seconds', 0):,.0f}"])
-    first = reported_runs[0]
+        rows.append(
+            [
+                measured.name,
+                *cells,
+                f"{parameter_count:,}",
+                format_duration(result["seconds"]) if result else "unfinished",
+            ]
+        )
+    first = reported_runs[0].measured
     differences = [
         line
         for other in reported_runs[1:]
-        for line in describe_differences(first.experiment, other.experiment, str(first.run), str(other.run))
+        for line in describe_differences(first.experiment, other.measured.experiment, first.name, other.measured.name)
     ]
-    plots = training_curves([(str(reported.run), reported.run) for reported in reported_runs])
-    chart_items = [add_chart(f"together-chart{number}", plot, specs) for number, plot in enumerate(plots)]
-    columns = ["run", *names, "parameters", "seconds"]
+    plots = training_curves([(reported.measured.name, reported.measured.trained.run) for reported in reported_runs])
+    chart_items = [add_chart(f"comparison-chart{number}", plot, specs) for number, plot in enumerate(plots)]
+    columns = ["run", *names, "parameters", "training time"]
     return {"columns": columns, "rows": rows, "differences": differences, "charts": chart_items}
 
 
-def _format_with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+def _format_with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None:
-        return "none"
+        return "n/a"
     return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")

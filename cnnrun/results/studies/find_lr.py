@@ -22,8 +22,8 @@ from cnnrun.training.learner import Learner
 from cnnrun.training.setup import TrainingSetup
 
 _SMOOTHING = 0.9  # decay of the moving mean of the losses
-_DIVERGENCE_FACTOR = 4.0  # times the lowest loss: training diverges there, and the range ends
-_WARMUP_DIVISOR = 10  # the first tenth of the range is ignored: its mean rests on too few losses
+_DIVERGENCE_FACTOR = 4.0  # training has diverged, and the range ends, at this many times the lowest loss
+_WARMUP_DIVISOR = 10  # the first tenth of the range is ignored, since its mean rests on too few losses
 _LOWEST_LOSS_DIVISOR = 10.0  # a common choice is a tenth of the rate with the lowest loss
 
 

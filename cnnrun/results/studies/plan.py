@@ -17,7 +17,9 @@ import torch
 
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.device import peak_memory_mib
+from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.contracts.facts import DataFacts
@@ -33,10 +35,10 @@ from cnnrun.training.loop import fit
 from cnnrun.training.run_folder import describe_environment
 from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
 
-_MEASURED_SECONDS = 8.0  # of training; evaluation on val gets about half as long
-_MAX_EPOCHS = 10  # of the short training
-_MAX_DECODED_IMAGES = 1024  # of each split, if images are not in the cache yet
-_MAX_VAL_IMAGES = 2000  # of the short training's evaluation
+_MEASURED_SECONDS = 8.0  # duration of the measured training; evaluation on val gets about half of it
+_MAX_EPOCHS = 10  # epochs of the measured training
+_MAX_DECODED_IMAGES = 1024  # images of each split that are decoded if they are not cached yet
+_MAX_VAL_IMAGES = 2000  # images of val in the measured training's evaluation
 
 
 def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     prepared = prepare_training(experiment, weights, data=replace(data, facts=facts))
     if experiment.data.cache == "none":
         say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
-    say(f"training on {len(data.splits['train']):,} images for a few seconds")
+    say(f"training on {format_count(len(data.splits['train']), 'image')} for a few seconds")
     with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
         speed = _measure_speed(prepared, device, Path(folder))
     plan = _predict_times(experiment, facts, speed)
@@ -188,7 +190,10 @@ def compare_with_plan(
     with storage_errors(run.path / PLAN, 4096):
         run.replace(PLAN, json_bytes({"planned": plan, "measured": {name: result[name] for name in _COMPARED_KEYS}}))
     seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
-    say(f"planned {seconds[0]:.0f} s and {memory[0]:,.0f} MiB; it took {seconds[1]:.0f} s and {memory[1]:,.0f} MiB")
+    planned, taken = (
+        f"{format_duration(duration)} and {size:,.0f} MiB" for duration, size in zip(seconds, memory, strict=True)
+    )
+    say(f"planned {planned}; it took {taken}")
 
 
 def _plan_settings(experiment: Experiment, environment: dict[str, Any]) -> dict[str, Any]:

@@ -78,4 +78,4 @@ def check_workers(bench: SelftestBench) -> CheckResult:
 
     data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})
     fit(replace(bench.build_setup("workers", data), prefetch=3))
-    return _compare_runs(bench, "workers do not matter", "workers", "two that read ahead change no bit")
+    return _compare_runs(bench, "reading threads change no bit", "workers", "two threads, to the last bit")

@@ -19,7 +19,7 @@ from cnnrun.training.learner import Learner
 from cnnrun.training.optimizers import AdamW
 from cnnrun.training.setup import TrainingSetup
 
-# For checks that learn in a few steps; the config's own optimizer and schedule are tuned for thousands.
+# For checks that train for a few steps; the config's own optimizer and schedule are tuned for thousands.
 GENTLE_OPTIMIZER = AdamW(lr=5e-4, weight_decay=0.0)
 
 

@@ -95,7 +95,7 @@ def _random_samples(examples: Examples, count: int) -> Examples:
 
 def check_first_loss(bench: SelftestBench) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
-    check = "the first loss is that of a guess"
+    check = "the first loss equals that of a random guess"
     expected = bench.task.learning.guess_loss()
     if bench.prepared.weights:
         return CheckResult(check, None, "starts from given weights")
@@ -127,7 +127,7 @@ def check_overfitting(bench: SelftestBench) -> CheckResult:
 
 def check_shuffled_labels(bench: SelftestBench) -> CheckResult:
     """Train on true and on shuffled targets, and compare how well each predicts the targets of val."""
-    check = "shuffled labels teach nothing"
+    check = "nothing is learned from shuffled labels"
     if bench.task.requirements.unseen_classes:
         _train_on(bench, "true", lambda examples: examples)
         return CheckResult(check, None, "val has other people than train, so its labels have no loss")
@@ -161,6 +161,7 @@ def _train_on(bench: SelftestBench, name: str, transform: Callable[[Examples], E
 
 
 def _label_gain(bench: SelftestBench, name: str, transform: Callable[[Examples], Examples]) -> float:
+    """Train, and return by how much the loss on val's own targets is lower than on shuffled ones."""
     learner = _train_on(bench, name, transform)
     outputs, targets = _val_outputs(bench, learner)
     with torch.inference_mode():
@@ -209,12 +210,12 @@ def check_live_units(bench: SelftestBench) -> CheckResult:
     for handle in handles:
         handle.remove()
     dead_shares = {name: float((low == high).float().mean()) for name, (low, high) in ranges.items()}
-    check = "units are alive"
+    check = "no channel is dead"
     if not dead_shares:
         return CheckResult(check, None, "no activations")
     name = max(dead_shares, key=lambda name: dead_shares[name])
     return CheckResult(
-        check, dead_shares[name] < 0.9, f"largest share of dead units: {dead_shares[name]:.0%} of {name}"
+        check, dead_shares[name] < 0.9, f"largest share of dead channels: {dead_shares[name]:.0%} of {name}"
     )
 
 
@@ -240,7 +241,7 @@ def check_single_images(bench: SelftestBench) -> CheckResult:
         batched = learner.network(images)
         single = torch.cat([learner.network(image[None]) for image in images])
     difference = float((batched - single).abs().max() / batched.abs().max().clamp(min=1e-6))
-    check = "a picture alone gives what it gives in a batch"
+    check = "an image gives the same output alone and in a batch"
     return CheckResult(check, difference < 1e-3, f"largest difference {difference:.1e}")
 
 

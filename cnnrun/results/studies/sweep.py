@@ -41,8 +41,8 @@ _RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
 # Trials are comparable only if they share these.
 _COMPARISON_SETTINGS = ("name", "seed", "train.monitor", "data.source", "data.split")
 _RETRY_SECONDS = 0.5
-_WARMUP_SHARE = 0.2  # of the epochs: no trial is pruned before
-_RESUMED_TRIAL = "again"  # attribute: number of the killed trial that this one resumes
+_WARMUP_SHARE = 0.2  # no trial is pruned before this share of its epochs
+_RESUMED_TRIAL = "again"  # attribute of a trial: number of the killed trial that it resumes
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,11 @@ class Range:
     whole: bool
 
     def boundary_values(self) -> list[Any]:
+        """Return the values at both ends."""
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
     def suggest(self, trial: Any, name: str) -> Any:
+        """Let Optuna choose a value for a trial."""
         if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
@@ -70,9 +72,11 @@ class Choice:
     values: tuple[str, ...]
 
     def boundary_values(self) -> list[Any]:
+        """Return all values."""
         return list(self.values)
 
     def suggest(self, trial: Any, name: str) -> Any:
+        """Let Optuna choose a value for a trial."""
         return trial.suggest_categorical(name, list(self.values))
 
 
@@ -142,7 +146,7 @@ def run_sweep(
 
 
 def _check_range_ends(config: Path, overrides: Sequence[str], space: SearchSpace) -> Experiment:
-    """Read the config with every choice and both ends of every range; returns the config without them.
+    """Check the config with every choice and both ends of every range; returns the config without them.
 
     Raises ConfigError for a value that the config does not allow.
     """
@@ -229,7 +233,7 @@ def _was_killed(trial: Any) -> bool:
 
 
 def _requeue_orphans(study: Any, folder: Path) -> None:
-    """Queue running trials that no process holds again, with the same settings."""
+    """Queue again, with the same settings, the trials marked as running that no process has locked."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -251,13 +255,13 @@ def _trial_lock_path(folder: Path, number: int) -> Path:
 
 
 def _wait_silently() -> None:
-    """Wait for the study's lock without a note, since it is only held briefly."""
+    """Wait for the study's lock without printing a line, since it is only held briefly."""
 
 
 def _run_trial(
     study: Any, trial: Any, space: SearchSpace, fixed: tuple[Path, Sequence[str], Path], device: torch.device
 ) -> None:
-    """Train with a trial's settings and tell the study the result, or that training with them fails."""
+    """Train with a trial's settings and tell the study the result or the failure."""
     from optuna.trial import TrialState
 
     config, overrides, folder = fixed
@@ -320,7 +324,7 @@ def _summarize_study(
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise ConfigError(
             "no trial finished",
-            *truncate_lines([f"trial {row['trial']}: {row['why']}" for row in rows], "trials"),
+            *truncate_lines([f"trial {row['trial']}: {row['why'] or row['state']}" for row in rows], "trials"),
         )
     best = study.best_trial
     path = folder / "best.yaml"

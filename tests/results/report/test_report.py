@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cnnrun.base.errors import ConfigError, StorageError
-from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.figure import MAX_POINTS, Plot, Series
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import charts
@@ -112,15 +112,15 @@ def test_the_report_opens_offline_with_its_charts_drawn(width, scheme, trained_r
 
 def test_images_are_filtered_by_class(trained_run, tmp_path):
     with open_page(write_page(trained_run, tmp_path)) as visit:
-        items = visit.page.locator(".pictures li")
+        items = visit.page.locator(".images li")
         assert items.count() == 24
-        true = items.nth(0).get_attribute("data-true")
+        true = items.nth(0).get_attribute("data-target")
         choose = visit.page.locator("select.choose")
         choose.focus()
         choose.select_option(true)
         shown = [items.nth(number) for number in range(24) if items.nth(number).is_visible()]
         assert 0 < len(shown) < 24
-        assert {each.get_attribute("data-true") for each in shown} == {true}
+        assert {each.get_attribute("data-target") for each in shown} == {true}
         assert visit.page.locator(".count").inner_text() == f"{len(shown)} of 24 images"
         choose.select_option("")
         assert all(items.nth(number).is_visible() for number in range(24))
@@ -209,7 +209,7 @@ def test_every_task_has_a_report(task, of_each_task, tmp_path):
         own = {"classify": "confusion", "detect": "recall", "verify": "FAR", "regress": "true", "multilabel": "recall"}
         labels = " ".join(visit.page.locator(".vega svg text").all_text_contents())
         assert own[task] in labels
-        assert visit.page.locator(".seen img").count() >= 2
+        assert visit.page.locator(".explanation img").count() >= 2
 
 
 def test_several_runs_are_shown_side_by_side(of_each_task, trained_run, tmp_path):
@@ -219,11 +219,11 @@ def test_several_runs_are_shown_side_by_side(of_each_task, trained_run, tmp_path
     assert found["path"] == str(tmp_path / "report.html")
     with open_page(Path(found["path"])) as visit:
         assert visit.console == []
-        rows = visit.page.locator("#together table").first.locator("tbody tr")
+        rows = visit.page.locator("#comparison table").first.locator("tbody tr")
         assert [row.locator("th").inner_text() for row in rows.all()] == [str(trained_run), str(other)]
-        text = visit.page.locator("#together").inner_text()
+        text = visit.page.locator("#comparison").inner_text()
         assert f"model[0].conv.out_channels: 4 in {trained_run}, 6 in {other}" in text
-        assert visit.page.locator("#together .vega svg").count() >= 2
+        assert visit.page.locator("#comparison .vega svg").count() >= 2
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
         assert len(ids) == len(set(ids))
         visit.page.set_viewport_size({"width": 390, "height": 900})
@@ -307,6 +307,16 @@ def test_a_chart_leaves_out_non_finite_values():
     json.dumps(charts.vega_spec(plot), allow_nan=False)
 
 
+def test_the_spans_of_a_chart_stay_with_their_points():
+    """Thinning and leaving out non-finite values selects the ends of the spans with their points."""
+    x = [float(position) for position in range(2 * MAX_POINTS + 1)]
+    x[2] = float("nan")
+    spans = Series("a", x, [0.0] * len(x), "spans", [value - 1 for value in x], [value + 2 for value in x])
+    rows = charts.vega_spec(Plot("t", "x", "y", (spans,)))["layer"][0]["data"]["values"]
+    assert [row["x"] for row in rows] == [value for value in x[::2] if value == value]
+    assert all((row["low"], row["high"]) == (row["x"] - 1, row["x"] + 2) for row in rows)
+
+
 def test_every_style_and_empty_series_are_drawn(tmp_path):
     import vl_convert
 
@@ -355,7 +365,7 @@ def test_large_images_are_scaled_down_for_the_report(tmp_path):
 
 def test_a_missing_output_folder_is_refused_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(reporting, "measure_run", lambda *_, **__: pytest.fail("measure_run"))
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match=r"--runs .*nowhere: no such folder; give --out"):
         reporting.write_report([trained_run, trained_run], tmp_path / "nowhere", CPU)
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match=r"--out .*r\.html: no such folder: .*nowhere$"):
         reporting.write_report([trained_run], tmp_path, CPU, out=tmp_path / "nowhere" / "r.html")

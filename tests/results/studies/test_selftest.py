@@ -28,13 +28,13 @@ def check_verdicts(*overrides: str) -> dict[str, bool | None]:
 ALL = [
     "a repeated run is the same",
     "a resumed run is the same",
-    "workers do not matter",
-    "the first loss is that of a guess",
+    "reading threads change no bit",
+    "the first loss equals that of a random guess",
     "one batch can be overfitted",
-    "shuffled labels teach nothing",
-    "units are alive",
+    "nothing is learned from shuffled labels",
+    "no channel is dead",
     "gradients reach every weight",
-    "a picture alone gives what it gives in a batch",
+    "an image gives the same output alone and in a batch",
 ]
 
 

@@ -110,7 +110,7 @@ def test_a_temperature_of_other_weights_is_ignored_with_a_warning(run_copy, tmp_
     path = run_copy / "calibration.json"
     path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
     assert open_run.open_trained(run_copy, tmp_path, CPU)[1].facts.chosen == {}
-    assert "is of other weights than step" in capsys.readouterr().err
+    assert "has no calibration of the weights of step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_seeds_trained_on_different_data_are_refused(tmp_path):
     seeds.train_seeds(one_epoch_config(), 1, tmp_path, CPU, resume=False, strict=False)
     facts = tmp_path / "tiny" / "1" / "facts.json"
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
-    with pytest.raises(CheckpointError, match="the data changed since"):
+    with pytest.raises(CheckpointError, match="the data has changed since"):
         seeds.train_seeds(one_epoch_config(), 2, tmp_path, CPU, resume=True, strict=False)
     other = Path(train_run(one_epoch_config("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="were trained on different data"):
@@ -242,7 +242,7 @@ def test_a_run_is_not_distinguishable_from_itself(trained_run, tmp_path, run_cli
     code, out, _ = run_cli("compare", trained_run, trained_run, "--plots", tmp_path)
     assert code == 0
     assert "the configs are the same" in out
-    assert "not distinguishable on these pictures" in out
+    assert "not distinguishable on these images" in out
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
@@ -411,6 +411,16 @@ def test_a_trial_that_ends_before_its_lock_is_taken_is_not_requeued(config, tmp_
     monkeypatch.setattr(sweep, "hold_lock", ending_first)
     sweep._requeue_orphans(study, folder)
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
+
+
+def test_an_unfinished_sweep_names_the_state_of_each_trial(config, tmp_path):
+    """All trials may be running in other processes: they have failed for no reason yet."""
+    space, plain = sweep.parse_search_space(SPACE)
+    experiment = config_file.read_config(config, plain)
+    study = sweep._open_study(experiment, tmp_path, None, space)
+    study.ask()
+    with pytest.raises(ConfigError, match="trial 0: running"):
+        sweep._summarize_study(study, experiment, config, plain, tmp_path)
 
 
 def test_trials_with_equal_settings_have_separate_runs(config, tmp_path):

@@ -28,7 +28,7 @@ for (const select of document.querySelectorAll("select.choose")) {
   select.addEventListener("change", () => {
     let shown = 0;
     for (const item of list.children) {
-      item.hidden = select.value !== "" && item.dataset.true !== select.value;
+      item.hidden = select.value !== "" && item.dataset.target !== select.value;
       shown += !item.hidden;
     }
     count.textContent = `${shown} of ${list.children.length} images`;
