@@ -119,8 +119,8 @@ def set_pointer(folder: Folder, pointer: str, name: str) -> None:
 def repair_before_resume(folder: Folder, resumed: Path, best_step: int | None) -> None:
     """Prepare `folder` for resuming from the checkpoint `resumed`.
 
-    Damaged checkpoints after it are renamed to `*.damaged`, and `best` points at `best_step` again, which a kill
-    between saving and pointing may have left undone.
+    Damaged checkpoints after it are renamed to `*.damaged`. Also set `best` to `best_step`: a process killed between
+    saving and setting it leaves an older one.
     """
     for path in list_checkpoints(folder.path):
         if _step(path) > _step(resumed):
@@ -218,8 +218,8 @@ def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Check
     return None
 
 
-def retry(write: Callable[[], None], folder: Folder, needed: int) -> None:
-    """Call `write`, up to three times with pauses if the disk fails; `needed` is its size in bytes, for the error.
+def retry(write: Callable[[], None], folder: Folder, byte_count: int) -> None:
+    """Call `write`, up to three times with pauses if the disk fails; `byte_count` is the size, for the error.
 
     Raises StorageError after the last attempt, or at once if the folder was moved.
     """
@@ -228,7 +228,7 @@ def retry(write: Callable[[], None], folder: Folder, needed: int) -> None:
             return write()
         except OSError as error:
             if attempt == _ATTEMPTS or not folder.is_in_place():
-                line = f"{describe_failure(folder.path, needed, error)}; earlier checkpoints are kept"
+                line = f"{describe_failure(folder.path, byte_count, error)}; earlier checkpoints are kept"
                 raise StorageError(line) from None
             time.sleep(0.1 * 4**attempt)
     raise AssertionError("unreachable")
@@ -300,7 +300,7 @@ def _read_manifest(folder: Folder) -> _Manifest:
     if STATE not in manifest.files or data != manifest.to_bytes():
         raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged")
     if folder.path.name != f"step-{manifest.step:08d}":
-        raise CheckpointError(f"{folder.path}: holds step {manifest.step}")
+        raise CheckpointError(f"{folder.path}: its manifest is of step {manifest.step}: the folder was renamed")
     return manifest
 
 

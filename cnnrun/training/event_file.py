@@ -18,13 +18,13 @@ from cnnrun.base.atomic_files import Folder
 
 
 class EventFile:
-    """A new event file in `folder`. TensorBoard hides what earlier files hold for steps from `purge_step` on."""
+    """A new event file in `folder`. TensorBoard ignores the values of earlier files from step `purge_step` on."""
 
     def __init__(self, folder: Folder, purge_step: int | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # TensorBoard needs the first three words. Other writers add the host's name, which is private.
+        # TensorBoard recognises the file by events.out.tfevents. Other writers add the host's name, which is private.
         name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{secrets.token_hex(4)}"
         self._records = RecordWriter(folder.open_for_append(name))
         self._add_event(Event(file_version="brain.Event:2"), purge_step)

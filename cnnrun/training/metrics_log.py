@@ -36,7 +36,7 @@ class MetricsLog:
         self._run, self._step = run, step
         self._board: EventFile | None = None
         self._board_failed = False
-        with self._writing(0):
+        with self._storage_errors(0):
             self._file = run.open_for_append(METRICS)
             size = os.fstat(self._file.fileno()).st_size
             if size < offset:
@@ -49,7 +49,7 @@ class MetricsLog:
 
         Raises StorageError if the file was removed or replaced.
         """
-        with self._writing(0):
+        with self._storage_errors(0):
             self._file.flush()
             os.fsync(self._file.fileno())
             status = os.fstat(self._file.fileno())
@@ -60,7 +60,7 @@ class MetricsLog:
     def record(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
         """Write a line of metrics.jsonl, and its floats to TensorBoard."""
         line = json.dumps({"step": step, **metrics}).encode() + b"\n"
-        with self._writing(len(line)):
+        with self._storage_errors(len(line)):
             self._file.write(line)
             self._file.flush()
         self.add_scalars(step, {key: value for key, value in metrics.items() if isinstance(value, float)})
@@ -98,9 +98,9 @@ class MetricsLog:
                 self._board.close()
 
     @contextmanager
-    def _writing(self, needed: int) -> Iterator[None]:
-        """Context that turns an OSError into a StorageError; `needed` is the size in bytes of what is written."""
-        with storage_errors(self._run.path / METRICS, needed, "; the last checkpoint is kept"):
+    def _storage_errors(self, byte_count: int) -> Iterator[None]:
+        """Context that turns an OSError into a StorageError; `byte_count` is the size of what is written."""
+        with storage_errors(self._run.path / METRICS, byte_count, "; the last checkpoint is kept"):
             yield
 
     def _add_to_board(self, add: Callable[[EventFile], None]) -> None:

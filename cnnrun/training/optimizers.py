@@ -21,9 +21,9 @@ class ParameterGroup(Spec):
     params: str = Field(min_length=1)
     """A part as `cnnrun summary` names it (`head`, `layers.stage4`), or a pattern such as `*.bias`."""
     lr: float | None = Field(None, gt=0)
-    """Their peak learning rate; by default the optimizer's."""
+    """Peak learning rate of these parameters; by default the optimizer's."""
     weight_decay: float | None = Field(None, ge=0)
-    """Their weight decay; by default the optimizer's."""
+    """Weight decay of these parameters; by default the optimizer's."""
 
     @model_validator(mode="after")
     def _sets_something(self) -> Self:

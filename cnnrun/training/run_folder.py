@@ -61,7 +61,7 @@ def _rename_to_next_number(folder: Folder, temporary: str) -> Path:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove unfinished folders of killed processes; younger than an hour they may still be in use."""
+    """Remove unfinished folders of killed processes, except those younger than an hour, which may still be in use."""
     for path in parent.glob(".*.tmp"):
         if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime > 3600:
             shutil.rmtree(path, ignore_errors=True)

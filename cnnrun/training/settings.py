@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.task import Task, TaskSpec
@@ -57,8 +58,8 @@ memory runs out."""
     compile: bool = False
     """Compile the network with torch.compile."""
     deterministic: bool = True
-    """On a GPU: use kernels that give the same bits each time. `false` may be faster, but then a training neither \
-repeats nor resumes to the bit. On a CPU it always does."""
+    """On a GPU: use kernels that give the same bits each time. `false` may be faster, but repeated and resumed \
+trainings then differ slightly. Training on a CPU is always reproducible."""
     sync_batch_norm: bool = False
     """With several ranks: compute batch norm over the images of all ranks, not of each rank alone."""
     keep: int = Field(2, ge=1)
@@ -94,7 +95,8 @@ def monitorable_metrics(task: TaskSpec) -> dict[str, Direction]:
 def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, needs_pairs: bool = False) -> None:
     """Raise ConfigError if batches do not fit `count` training images; `needs_pairs` as in `batch_problem`."""
     if spec.drop_last and spec.batch > count:
-        raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: use {count} or less")
+        images = format_count(count, "training image")
+        raise ConfigError(f"train.batch: {spec.batch} is more than the {images}: use {count:,} or less")
     if problem := batch_problem(spec, count, network, ranks, spec.accumulate, needs_pairs):
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
 
@@ -119,13 +121,14 @@ def batch_problem(
     smallest = micro // ranks
     frozen = {id(module) for layer in layers_until(network, spec.freeze).values() for module in layer.modules()}
     trainable = [module for module in network.modules() if id(module) not in frozen]
-    split = f"{count} pictures in batches of {spec.batch} / {accumulate}" + (f" / {ranks} ranks" if ranks > 1 else "")
+    split = f"{format_count(count, 'image')} in batches of {spec.batch} / {accumulate}"
+    split += f" / {ranks} ranks" if ranks > 1 else ""
     if ranks > 1 and smallest < 1:
-        return f"each rank needs a picture of each micro-batch; {split}"
+        return f"each rank needs an image of each micro-batch; {split}"
     if needs_pairs and smallest < 2 * spec.sampler.images_per_class:
-        return f"each part needs {spec.sampler.images_per_class} pictures of two classes to compare; {split}"
+        return f"each part needs {spec.sampler.images_per_class} images of two classes to compare; {split}"
     if spec.sync_batch_norm:
         smallest = micro
     if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in trainable):
-        return f"batch norm needs (micro-)batches of two pictures or more; {split}"
+        return f"batch norm needs (micro-)batches of two images or more; {split}"
     return None
