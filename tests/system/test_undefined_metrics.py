@@ -241,7 +241,7 @@ def test_the_report_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, m
     code, _, err = run_cli("report", run, run, "--out", tmp_path / "page.html")
     assert code == 0, err
     pages.append((tmp_path / "page.html").read_text())
-    assert "<dd>none</dd>" in pages[0]
+    assert "<dd>n/a</dd>" in pages[0]
     assert "-1.0" not in pages[0]
     assert not [plot for plot in training_curves([("", run)]) if plot.title == "val/AP_large"]
     code, out, _ = run_cli("compare", run, run)
