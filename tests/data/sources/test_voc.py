@@ -191,7 +191,7 @@ def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
     assert re.search(words, bad.problem)
     assert bad.is_used is kept
     if kept:
-        assert any("are cut at the edges of their images" in note for note in prepare(tmp_path).notes)
+        assert any("1 box is cut at the edges of the image" in note for note in prepare(tmp_path).notes)
         return
     with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
         prepare(tmp_path)
