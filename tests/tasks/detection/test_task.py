@@ -260,8 +260,8 @@ def split_of(batch):
     return {name: values[there] for name, values in batch.items() if name != "view"} | {"counts": there.sum(1)}
 
 
-def network_notes(levels, batch, **settings):
-    return Detect(**settings).bind(FACTS).showing.network_notes(levels, split_of(batch))
+def network_notes(feature_levels, batch, **settings):
+    return Detect(**settings).bind(FACTS).showing.network_notes(feature_levels, split_of(batch))
 
 
 def test_network_notes_report_receptive_fields_and_warn_of_misfits():
