@@ -668,6 +668,7 @@ def test_a_csv_keeps_its_columns_if_the_first_image_is_unreadable(run, people, g
     table = list(csv.reader(io.StringIO(run_cli("predict", *both, "--run", run, "--csv")[1])))
     assert [len(row) for row in table] == [18, 18, 18]
     table = list(csv.reader(io.StringIO(run_cli("predict", both[0], "--run", run, "--csv")[1])))
+    assert table[0] == ["path", "error"]
     assert (len(table), "broken.png" in table[1][0]) == (2, True)
 
 
