@@ -65,6 +65,19 @@ def test_damaged_facts_are_refused(damage):
         parse_facts(FACTS.to_json() | damage)
 
 
+def nested(depth: int) -> list[Any]:
+    data: list[Any] = []
+    for _ in range(depth):
+        data = [data]
+    return data
+
+
+@pytest.mark.parametrize("data", [{"chosen": nested(100_000)}, {"classes": nested(100_000)}], ids=["chosen", "classes"])
+def test_deeply_nested_facts_are_refused(data):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_facts(FACTS.to_json() | data)
+
+
 @pytest.mark.parametrize("data", [None, [], 3, "facts", [FACTS.to_json()]], ids=repr)
 def test_records_that_are_not_an_object_are_refused(data):
     for parse in (parse_facts, parse_choices, parse_described_choices):
