@@ -19,6 +19,10 @@ class OperatingPoint:
     threshold: float
     impostor_pairs: int
 
+    def is_for(self, far: float) -> bool:
+        """Return True if the threshold was chosen for this rate, to the six digits that the first edition stored."""
+        return f"{self.far:g}" == f"{far:g}"
+
 
 @dataclass(frozen=True)
 class Choices:

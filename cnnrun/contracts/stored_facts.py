@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
 
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
@@ -19,7 +19,7 @@ def parse_facts(data: Any) -> tuple[DataFacts, Choices]:
     if isinstance(data, dict) and "chosen" in data:
         data = dict(data)
         choices = parse_described_choices(data.pop("chosen"))
-    facts = _FACTS.validate_json(json.dumps(data), strict=True)
+    facts = _FACTS.validate_json(_to_json(data), strict=True)
     if problem := facts.consistency_problem():
         raise ValueError(problem)
     return facts, choices
@@ -27,16 +27,21 @@ def parse_facts(data: Any) -> tuple[DataFacts, Choices]:
 
 def parse_choices(data: Any) -> Choices:
     """Parse stored choices. Raises ValueError."""
-    return _check_choices(_CHOICES.validate_json(json.dumps(data), strict=True))
+    choices = _CHOICES.validate_json(_to_json(data), strict=True)
+    if problem := choices.consistency_problem():
+        raise ValueError(problem)
+    return choices
 
 
 def parse_described_choices(data: Any) -> Choices:
     """Parse choices by description, as the first edition stored them. Raises ValueError."""
-    values = TypeAdapter(dict[str, float]).validate_json(json.dumps(data), strict=True)
-    return _check_choices(Choices.from_descriptions(values))
+    values = TypeAdapter(dict[str, FiniteFloat]).validate_json(_to_json(data), strict=True)
+    return parse_choices(Choices.from_descriptions(values).to_json())
 
 
-def _check_choices(choices: Choices) -> Choices:
-    if problem := choices.consistency_problem():
-        raise ValueError(problem)
-    return choices
+def _to_json(data: Any) -> str:
+    """Format as JSON, which pydantic reads more strictly than Python's objects. Raises ValueError."""
+    try:
+        return json.dumps(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -148,5 +148,5 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescrip
         if image.size not in (None, measured.size) or image.channels not in (None, measured.channels):
             raise ValueError("two image sizes")
         return description, facts
-    except (UserError, ValueError, TypeError, KeyError, IndexError):
+    except (UserError, ValueError, TypeError, KeyError, IndexError, RecursionError):
         raise CheckpointError(f"{path}: its description is damaged or of another version of cnnrun") from None

@@ -5,14 +5,20 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image as Pil
 
 from cnnrun import __version__
-from cnnrun.base.errors import StorageError
-from cnnrun.commands import prediction_output as rows
+from cnnrun.base.errors import DataError, StorageError
+from cnnrun.commands import prediction_output
+from cnnrun.results.people import Identification
+from cnnrun.results.predict import PredictedFile
+from cnnrun.tasks.classification import LabelPrediction
+from cnnrun.tasks.multilabel import LabelSetPrediction
 from tests.support.images import save_picture
 
 
@@ -90,21 +96,44 @@ def test_predict_prints_the_same_as_text_csv_and_json(trained_run, tmp_path, run
 
 def test_csv_has_one_value_per_cell_whatever_the_class_names(capsys):
     names = ["a;b=1", "a", "present a"]
-    top = [{"label": name, "probability": 0.5} for name in names]
-    scores = dict.fromkeys(names, 0.25)
-    for row, columns in (
-        ({"label": names[0], "probability": 0.5, "top": top}, ["label", "label 2", "label 3"]),
-        ({"labels": names[1:], "probabilities": scores}, [f"present {name}" for name in names]),
-        (
-            {"person": None, "similarity": 0.5, "matches": [{"person": n, "similarity": 0.5} for n in names]},
-            [f"person {n}" for n in (1, 2, 3)],
-        ),
+    ranked, probabilities = [(name, 0.5) for name in names], dict.fromkeys(names, 0.25)
+    for prediction, columns, expected in (
+        (LabelPrediction(ranked), ["label", "label 2", "label 3"], names),
+        (LabelSetPrediction(names[1:], probabilities), [f"present {name}" for name in names], ["0", "1", "1"]),
+        (Identification(ranked, 0.6), ["person", *(f"person {rank}" for rank in (1, 2, 3))], ["", *names]),
     ):
-        rows.write_all([{"path": "p", **row}], False, True)
-        (read,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-        assert len(read) == len(set(read))
-        cells = [read[column] for column in columns]
-        assert cells == (["0", "1", "1"] if "labels" in row else names)
+        table = write_csv([PredictedFile(Path("p"), prediction)], capsys)
+        assert len(table) == 2
+        assert len(table[0]) == len(set(table[0])) == len(table[1])
+        row = dict(zip(*table, strict=True))
+        assert [row[column] for column in columns] == expected
+
+
+def write_csv(files: list[PredictedFile], capsys) -> list[list[str]]:
+    """Write predictions as CSV; returns the cells."""
+    with suppress(DataError):  # at the end, if images could not be read
+        prediction_output.write_all(files, as_json=False, as_csv=True)
+    return list(csv.reader(io.StringIO(capsys.readouterr().out)))
+
+
+@pytest.mark.parametrize("unreadable_json", [{}, {"objects": []}], ids=["classify", "detect"])
+def test_csv_of_unreadable_images_waits_for_the_columns(unreadable_json, capsys):
+    """As `predict` streams: an error before the first prediction is printed after the header."""
+    broken = [PredictedFile(Path(name), None, "no picture", unreadable_json) for name in ("a", "b")]
+    printed = []
+
+    def files() -> Iterator[PredictedFile]:
+        yield broken[0]
+        printed.append(capsys.readouterr().out)
+        yield PredictedFile(Path("c"), LabelPrediction([("ape", 0.5)]))
+        printed.append(capsys.readouterr().out)
+        yield broken[1]
+
+    with pytest.raises(DataError, match=r"2 file\(s\) could not be read"):
+        prediction_output.write_all(files(), as_json=False, as_csv=True)
+    assert printed == ["", "path,label,probability,error\r\na,,,no picture\r\nc,ape,0.5,\r\n"]
+    assert capsys.readouterr().out == "b,,,no picture\r\n"
+    assert write_csv(broken, capsys) == [["path", "error"], ["a", "no picture"], ["b", "no picture"]]
 
 
 def test_predict_reports_unreadable_files_continues_and_exits_with_8(trained_run, tmp_path, run_cli):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -89,8 +88,8 @@ def test_a_batch_is_augmented_with_its_own_epochs_draws(examples, epoch):
 
 
 def test_mixing_blends_each_image_and_label_with_the_next_of_the_batch(examples):
-    augment, task, facts = Augment(shift=0.2, mixup=0.4), Classify(), DataFacts(tuple("0123456789"), (1, 8, 8))
-    batch = make_batches(examples, augment=augment, blend=partial(task.blend_targets, facts=facts)).at(3)
+    augment, task = Augment(shift=0.2, mixup=0.4), Classify().bind(DataFacts(tuple("0123456789"), (1, 8, 8)))
+    batch = make_batches(examples, augment=augment, blend=task.learning.mix_targets).at(3)
     draws, partner = Draws(3, 0, batch.index_B, augment.slots()), torch.arange(32).roll(-1)
     pictures, own = augment.mix(augment.apply(examples.load_images(batch.index_B), draws).float(), partner, draws)
     assert torch.equal(batch.images, pictures)
@@ -167,8 +166,8 @@ def test_starting_at_any_step_changes_no_bit(asked, size, drop_last):
 
     def fresh() -> TrainingBatches:
         augment, steps = Augment.model_validate(asked), 203 // size + (not drop_last)
-        blend = partial(Classify().blend_targets, facts=DataFacts(("a", "b", "c"), (3, 17, 17)))
-        return TrainingBatches(coloured, augment, size, steps, 3, CPU, blend=blend)
+        task = Classify().bind(DataFacts(("a", "b", "c"), (3, 17, 17)))
+        return TrainingBatches(coloured, augment, size, steps, 3, CPU, blend=task.learning.mix_targets)
 
     walked = fresh()
     expected = [walked.at(step) for step in range(2 * walked.steps_per_epoch)]

@@ -77,7 +77,7 @@ def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
     tried = config_file.read_config(trained_run / "config.yaml")
     saved = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail)
 
-    facts = parse_facts(saved.state["facts"], "here")
+    facts = parse_facts(saved.state, "here")[0]
     about = weights_file.WeightsDescription(task=tried.task, image=tried.data.image, model=tried.model)
     weights_file.write_weights(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
     read = read_weights(tmp_path / "w.safetensors")
@@ -375,7 +375,7 @@ def test_normalization_statistics_of_the_loaded_weights_survive_a_resume(trained
     after = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     mine = read_weights(trained_run).facts
     for saved in (before, after):
-        facts = parse_facts(saved.state["facts"], "here")
+        facts = parse_facts(saved.state, "here")[0]
         assert (facts.mean, facts.std) == (mine.mean, mine.std)
         assert torch.allclose(saved.parts["model"]["normalize.mean"].flatten(), torch.tensor(mine.mean))
     assert json.loads((run / "weights.json").read_text())["sha256"] == read_weights(trained_run).digest

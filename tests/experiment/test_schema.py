@@ -135,7 +135,7 @@ def test_name_and_from_of_a_block_apply_to_its_expansion(block, written):
     )
     assert used == expected
     assert (used[2].name, used[2].input_names()) == ("second", ["first"])
-    network = build_network(used, Classify(), DataFacts(("a", "b"), (1, 8, 8))).network
+    network = build_network(used, Classify().bind(DataFacts(("a", "b"), (1, 8, 8)))).network
     assert {name.split(".")[1] for name in network.state_dict() if name.startswith("layers.")} == {
         "first", "conv1", "second",
     }  # fmt: skip

@@ -46,7 +46,7 @@ def small_network(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
         "  - conv: {out_channels: 6, activation: relu, stride: 2}\n  - flatten\n",
         "small.yaml",
     )
-    built = build_network(made.model.layers, made.task, two_class_facts())
+    built = build_network(made.model.layers, made.task.bind(two_class_facts()))
     known = {place.module_name: place for place in layer_places(built)}
     return materialize(built.network, seed).double().eval(), known
 

@@ -82,9 +82,8 @@ def test_a_file_that_differs_from_the_network_is_removed_with_exit_code_7(traine
 
 
 def test_a_differing_metric_fails_the_export_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        type(open_run.open_trained(trained_run, tmp_path, CPU)[1].task), "find_disagreement", lambda *a: None
-    )
+    task = open_run.open_trained(trained_run, tmp_path, CPU)[1].task
+    monkeypatch.setattr(type(task.predicting), "find_disagreement", lambda *a: None)
     real = Onnx.reload
 
     def shuffled(self, file):
@@ -115,7 +114,7 @@ def test_metrics_of_the_exported_file_must_agree_to_four_digits(trained_run, tmp
 
 def test_metadata_gives_the_image_height_before_the_width(trained_run, tmp_path):
     trained = open_run.open_trained(trained_run, tmp_path, CPU)[1]
-    wide = replace(trained, facts=replace(trained.facts, image=(3, 20, 30)))
+    wide = replace(trained, task=trained.task.spec.bind(replace(trained.facts, image=(3, 20, 30))))
     assert write.artefact_metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
 
 
@@ -134,12 +133,12 @@ def test_parity_is_checked_on_64_samples_and_three_batch_sizes():
 def test_an_image_is_stable_if_small_noise_does_not_change_its_result():
     """The network tests whether the first pixel is above 0; noise on a pixel of exactly 0 changes the answer."""
 
-    def agree(ours, theirs, facts):
+    def agree(ours, theirs):
         return None if torch.equal(ours["above"], theirs["above"]) else "differ"
 
-    task, facts = SimpleNamespace(find_disagreement=agree), None
+    task = SimpleNamespace(predicting=SimpleNamespace(find_disagreement=agree))
     for value, steady in ((1.0, True), (0.0, False), (-1.0, True)):
-        trained = SimpleNamespace(results=lambda x: {"above": x[:, 0, 0, 0] > 0}, task=task, facts=facts)
+        trained = SimpleNamespace(results=lambda x: {"above": x[:, 0, 0, 0] > 0}, task=task)
         picture = torch.full((1, 1, 4, 4), value)
         assert parity._is_stable(trained, picture, trained.results(picture)) is steady
 

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from torch import nn
 
 from cnnrun.base.errors import ParityError
 from cnnrun.config import zoo
 from cnnrun.config.spec import union_members
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.task import Task
+from cnnrun.contracts.task_parts import Criterion
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.experiment import open_run
 from cnnrun.export.python_file import Code, generate_code
 from cnnrun.export.python_source import SourceCollector, constructor_call
 from cnnrun.export.write import artefact_metadata
 from cnnrun.model.layers import Leaf
+from cnnrun.model.network import Network
 from cnnrun.model.structures import Node
 from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 from cnnrun.results.export_run import export_run
@@ -94,6 +97,10 @@ def test_exported_code_is_formatted_and_contains_no_local_paths(exported_code):
     assert str(Path(__file__).parents[2]) not in text
 
 
+def wrap_trained(network: Network, task: Task) -> TrainedNetwork:
+    return TrainedNetwork(network, Criterion(), task, Choices(), ImageSettings(), Path("run"), 0, CPU)
+
+
 def build_trained_from_zoo(name: str) -> TrainedNetwork:
     from cnnrun.contracts.facts import DataFacts
     from cnnrun.model.network import materialize
@@ -104,7 +111,7 @@ def build_trained_from_zoo(name: str) -> TrainedNetwork:
     task = zoo_experiment(name, image).task
     network = materialize(build_from_zoo(name, image, 10).network, 0).to(memory_format=torch.channels_last).eval()
     facts = DataFacts(tuple("abcdefghij"), image, (0.0,) * image[0], (1.0,) * image[0])
-    return TrainedNetwork(network, nn.Identity(), task, facts, ImageSettings(), Path("run"), 0, CPU)
+    return wrap_trained(network, task.bind(facts))
 
 
 @pytest.mark.slow
@@ -194,16 +201,7 @@ def test_layers_may_have_any_name(names, tmp_path):
     text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
     network = materialize(build_from_text(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
     facts = DataFacts(("a\n", 'b"', "\u2028"), (1, 4, 4))
-    trained = TrainedNetwork(
-        network.to(memory_format=torch.channels_last).eval(),
-        nn.Identity(),
-        Classify(),
-        facts,
-        ImageSettings(),
-        Path("r"),
-        0,
-        CPU,
-    )
+    trained = wrap_trained(network.to(memory_format=torch.channels_last).eval(), Classify().bind(facts))
     module = ExportedNetwork(trained).eval()
     Code().write(module, torch.empty(0), ["probabilities"], artefact_metadata(trained), tmp_path / "net.py")
     pixels = torch.randint(0, 256, (2, 4, 4, 1), dtype=torch.uint8)

@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config.spec import union_members
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.task_parts import Criterion
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
@@ -129,7 +131,7 @@ def networks(draw: st.DrawFn) -> BuiltNetwork:
     layers = draw(chain(Signal(image), {}, 2))
     specs = NODES.validate_python([*layers, "flatten"])
     facts = DataFacts(("a", "b", "c"), image, (100.0,) * image[0], (60.0,) * image[0])
-    return build_network(specs, Classify(), facts)
+    return build_network(specs, Classify().bind(facts))
 
 
 every = settings(
@@ -172,7 +174,14 @@ def wrap_trained(built: BuiltNetwork) -> TrainedNetwork:
     facts = DataFacts(("a", "b", "c"), built.rows[0].in_shape, (100.0,) * built.rows[0].in_shape[0])
     ready = network.to(memory_format=torch.channels_last).eval()
     return TrainedNetwork(
-        ready, torch.nn.Identity(), Classify(), facts, ImageSettings(), Path("run"), 0, torch.device("cpu")
+        ready,
+        Criterion(),
+        Classify().bind(facts),
+        Choices(),
+        ImageSettings(),
+        Path("run"),
+        0,
+        torch.device("cpu"),
     )
 
 
@@ -193,11 +202,7 @@ def test_the_onnx_export_matches_the_network_or_is_refused(built):
             return
         (theirs,) = Onnx().reload(path)(pixels.numpy())
     ours = given_network.results(random_images(built, 5))
-    if (
-        why := Classify()
-        .bind(DataFacts((), (1, 1, 1)))
-        .predicting.find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)})
-    ):
+    if why := given_network.task.predicting.find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}):
         # Allowed only where float32 itself is that inexact, such as an instance norm of a nearly constant map:
         # the parity check refuses such a file with the same message.
         exact = given_network.network.double()(random_images(built, 5).double()).softmax(1)

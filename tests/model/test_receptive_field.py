@@ -39,7 +39,7 @@ def _build(layers: str) -> tuple[BuiltNetwork, nn.Module]:
         f"model: {layers[:-1]}, global_avg_pool]\n",
         "here.yaml",
     )
-    built = build_network(made.model.layers, made.task, DataFacts(("a", "b"), IMAGE))
+    built = build_network(made.model.layers, made.task.bind(DataFacts(("a", "b"), IMAGE)))
     network = materialize(built.network, 0).double().eval()
     with torch.no_grad():
         for parameter in network.parameters():

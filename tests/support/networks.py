@@ -27,11 +27,8 @@ def zoo_experiment(name: str, image: tuple[int, int, int]):
 
 def build_from_zoo(name: str, image: tuple[int, int, int], classes: int):
     made = zoo_experiment(name, image)
-    return build_network(
-        made.model.layers,
-        made.task,
-        DataFacts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
-    )
+    facts = DataFacts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0])
+    return build_network(made.model.layers, made.task.bind(facts))
 
 
 def facts_of_shape(*shape: int) -> DataFacts:
@@ -42,7 +39,7 @@ def facts_of_shape(*shape: int) -> DataFacts:
 def build_from_text(text: str, *shape: int):
     nodes, _, problems = yaml_reader.parse_value(text, "f")
     assert not problems
-    return build_network(NODES.validate_python(nodes), Classify(), facts_of_shape(*shape))
+    return build_network(NODES.validate_python(nodes), Classify().bind(facts_of_shape(*shape)))
 
 
 def example_layer(kind):

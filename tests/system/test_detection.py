@@ -14,14 +14,13 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.contracts.choices import Choices
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.experiment.checks import listed_facts
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
-from cnnrun.results.predict import task_with_scores
+from cnnrun.results.predict import choose_thresholds
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 from tests.support.forked_processes import run_on_ranks
@@ -98,7 +97,7 @@ def test_evaluation_on_two_ranks_equals_one_process(run):
 
         with join_ranks(CPU, 60) as ranks:
             return measure_split(
-                given.network, given.criterion, given.task, given.facts, data.splits["val"], 16, CPU, ranks
+                given.network, given.criterion, given.task, given.choices, data.splits["val"], 16, CPU, ranks
             ).metrics
 
     alone = measure()
@@ -199,10 +198,11 @@ def test_predict_writes_coco_results_and_drawings(run, scene, tmp_path, run_cli)
 
 def test_a_score_threshold_of_one_class_leaves_the_others(run):
     _, given = open_run.open_trained(run, run.parent.parent, CPU)
-    task = given.task.model_copy(update={"score": {"1": 0.8}})
-    few = task_with_scores(task, ["2=0.6"], given.facts).bind(given.facts).predicting.thresholds(Choices())
+    task = given.task.spec.model_copy(update={"score": {"1": 0.8}}).bind(given.facts)
+    thresholds = task.predicting.thresholds(given.choices)
+    few = choose_thresholds(thresholds, ["2=0.6"])
     assert (few["1"], few["2"], few["3"]) == (0.8, 0.6, 0.3)
-    all_but = task_with_scores(task, ["2=0.6", "0.1"], given.facts).bind(given.facts).predicting.thresholds(Choices())
+    all_but = choose_thresholds(thresholds, ["2=0.6", "0.1"])
     assert (all_but["1"], all_but["2"]) == (0.1, 0.6)
 
 
@@ -236,10 +236,16 @@ def test_a_detector_with_frozen_layers_trains_on_cached_features(tmp_path):
 
 def test_box_options_are_refused_for_other_tasks(trained_run, tmp_path, run_cli):
     picture = save_picture(tmp_path / "a.png", size=(8, 8), mode="L")
-    for option in (["--score", "0.5"], ["--draw", tmp_path / "d"], ["--coco", tmp_path / "c.json"]):
-        code, _, err = run_cli("predict", picture, "--run", trained_run, *option)
-        assert code == 2
-        assert "need a network that finds boxes; classify finds none" in err
+    objects = "--score and --coco need a network that finds objects; classify finds none"
+    for option, words in (
+        (["--score", "0.5"], objects),
+        (["--draw", tmp_path / "d"], "--draw needs a network whose predictions have a place; classify has none"),
+        (["--coco", tmp_path / "c.json"], objects),
+    ):
+        code, out, err = run_cli("predict", picture, "--run", trained_run, *option)
+        assert (code, out) == (2, "")
+        assert words in err
+        assert not (tmp_path / "d").exists()
 
 
 def test_explain_draws_detections_and_the_assignment(run, tmp_path, run_cli, trained_run):
@@ -297,7 +303,7 @@ def test_invalid_detection_configs_are_refused_at_their_position(override, where
 def test_box_augmentations_are_refused_without_boxes(setting):
     from tests.support.configs import TINY
 
-    with pytest.raises(ConfigError, match="needs boxes, which classify does not have"):
+    with pytest.raises(ConfigError, match="needs boxes, which classify does not have; remove the line"):
         config_file.parse_config(TINY, "tiny.yaml", [f"data.augment.{setting}"])
 
 

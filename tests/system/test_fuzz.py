@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, composite
 
 from cnnrun.base.errors import UserError
+from cnnrun.contracts.choices import Choices, OperatingPoint
 from cnnrun.data import manifest
 from cnnrun.data.sources import lfw_pairs
 from cnnrun.data.sources.arrays import Arrays
@@ -130,6 +131,7 @@ RESULT = b"""{"steps": 3, "best_step": 2, "best": {"val/loss": 0.5}, "seconds": 
 "data_wait_share": 0.0, "peak_memory_mib": 9}"""
 YAML = b"task: classify\ndata: {source: digits}\nmodel:\n  - conv: 4\n  - flatten\n"
 CSV = b"path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,val\n"
+CHOICES = Choices(1.5, {"ape": 0.25, "bee": 0.5}, (OperatingPoint(0.1, 0.375, 45), OperatingPoint(0.01, 0.625, 45)))
 PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
     "yaml": ("c.yaml", lambda root: YAML, lambda p: config_file.read_config(p)),
     "csv": ("t.csv", lambda root: CSV, lambda p: Table(path=str(p)).read()),
@@ -164,10 +166,19 @@ PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
     ),
     "calibration": (
         "calibration.json",
-        lambda root: json.dumps({"0" * 64: {"chosen": {"temperature": 1.5}}}).encode(),
-        lambda p: run_records.read_calibration(p.parent),
+        lambda root: json.dumps({"0" * 64: {"choices": CHOICES.to_json()}}).encode(),
+        lambda p: _calibrations(p.parent),
+    ),
+    "calibration of the first edition": (
+        "calibration.json",
+        lambda root: json.dumps({"0" * 64: {"chosen": CHOICES.by_description()}}).encode(),
+        lambda p: _calibrations(p.parent),
     ),
 }
+
+
+def _calibrations(run: Path) -> object:
+    return [run_records.parse_calibration(record, run) for record in run_records.read_calibration(run).values()]
 
 
 def _image(path: Path) -> object:

@@ -25,7 +25,7 @@ from cnnrun.results.report import charts
 from cnnrun.results.report import write as reporting
 from cnnrun.results.report.class_tables import select_rows
 from cnnrun.tasks import classification_metrics
-from cnnrun.tasks.detection.task import _precision_recall_plot
+from cnnrun.tasks.detection.meter import _precision_recall_plot
 from cnnrun.tasks.multilabel import Multilabel
 
 MANY = 1000

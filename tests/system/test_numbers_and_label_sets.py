@@ -16,7 +16,6 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError, DataError
-from cnnrun.contracts.choices import Choices
 from cnnrun.data.index import index_source
 from cnnrun.data.settings import Data
 from cnnrun.experiment import assemble, config_file, open_run, schema
@@ -139,11 +138,9 @@ def test_every_multilabel_loss_learns_and_its_thresholds_are_stored(image_folder
     result = train_run(multilabel_experiment(image_folder, loss=loss), tmp_path, CPU, resume=False)
     assert result["best"]["val/mAP"] > 0.9
     given = open_run.open_trained(Path(result["run"]), tmp_path, CPU)[1]
-    assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
+    assert list(given.choices.class_thresholds) == ["north", "south"]
     again = evaluate_run(Path(result["run"]), tmp_path, CPU, "val")
-    assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
-        given.task.bind(given.facts).predicting.thresholds(Choices()).values()
-    )
+    assert [row["threshold"] for row in again["tables"]["per_class"]] == list(given.choices.class_thresholds.values())
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "labels"])
@@ -235,7 +232,7 @@ def test_an_exported_file_describes_its_outputs(run, multilabel_run, tmp_path):
     path = Path(export_run(Onnx(), multilabel_run, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     given = open_run.open_trained(multilabel_run, tmp_path, CPU)[1]
-    assert json.loads(said["thresholds"]) == given.task.bind(given.facts).predicting.thresholds(Choices())
+    assert json.loads(said["thresholds"]) == given.choices.class_thresholds
 
 
 def test_check_and_data_check_accept_numbers_and_label_sets(image_folder, tmp_path, run_cli):

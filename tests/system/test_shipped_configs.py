@@ -38,7 +38,7 @@ def test_a_config_starts_at_the_chance_loss_and_learns(path, monkeypatch, tmp_pa
     for step in range(6):
         losses.append(float(backward(learning, job, batch, step)))
         update_weights(learning, job, step, 0.02)
-    if (chance := experiment.task.bind(data.facts).learning.guess_loss()) is not None:
+    if (chance := job.task.learning.guess_loss()) is not None:
         assert losses[0] == pytest.approx(chance, abs=0.6)
         assert losses[-1] < losses[0]
     # A detector's loss grows at first: the better its boxes, the higher the scores it is to give.

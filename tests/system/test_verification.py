@@ -23,6 +23,7 @@ from cnnrun.data.index import index_source
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
+from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
 from cnnrun.results.studies.train_run import train_run
@@ -72,6 +73,12 @@ def people(tmp_path_factory) -> Path:
     return root
 
 
+def threshold_at(far: float, trained: TrainedNetwork) -> float:
+    """The threshold that val set for a FAR."""
+    (threshold,) = [point.threshold for point in trained.choices.operating_points if point.far == far]
+    return threshold
+
+
 def test_no_class_is_in_two_splits():
     found = index_source(digits_experiment().data)
     classes = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
@@ -99,7 +106,8 @@ def test_thresholds_are_chosen_on_val_and_only_applied_to_test(run):
     given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     val = evaluate_run(run, run.parent.parent, CPU, "val")
     chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
-    assert {f"{far:g}": given.facts.chosen[f"threshold at FAR {far:g}"] for far in given.task.fars} == chosen
+    assert [point.far for point in given.choices.operating_points] == given.task.spec.fars
+    assert {f"{point.far:g}": point.threshold for point in given.choices.operating_points} == chosen
     held = {row["FAR wanted"]: row for row in val["tables"]["at_the_models_thresholds"]}
     assert all(row["FAR"] <= float(far) for far, row in held.items())  # on val itself, by construction
     test = evaluate_run(run, run.parent.parent, CPU, "test")
@@ -167,8 +175,8 @@ def test_a_failed_resume_keeps_the_thresholds_of_the_best_checkpoint(tmp_path, m
         train_run(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
-    before = open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen
-    assert len(before) == 5
+    before = open_run.open_trained(run, tmp_path, CPU)[1].choices
+    assert len(before.operating_points) == 4
 
     def unreadable(self, step):
         raise DataError("no")
@@ -177,7 +185,7 @@ def test_a_failed_resume_keeps_the_thresholds_of_the_best_checkpoint(tmp_path, m
         patched.setattr(TrainingBatches, "at", unreadable)
         with pytest.raises(DataError):
             train_run(made, tmp_path, CPU, resume=True)
-    assert open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen == before
+    assert open_run.open_trained(run, tmp_path, CPU)[1].choices == before
 
 
 def test_a_checkpoint_that_was_not_measured_has_no_threshold(tmp_path, run_cli, people):
@@ -189,8 +197,9 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold(tmp_path, run_cli, 
     code, _, err = run_cli(*words)
     assert code == 2
     assert "available: none" in err
-    task, given = made.task, open_run.open_trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
-    assert "no threshold was chosen" in task.bind(given.facts).predicting.metadata(Choices())["embedding"]
+    given = open_run.open_trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
+    assert given.choices == Choices()
+    assert "no threshold was chosen" in given.task.predicting.metadata(given.choices)["embedding"]
     assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
 
@@ -211,14 +220,14 @@ def test_two_people_have_no_confidence_interval(run):
 def test_embedding_metrics_on_several_ranks_equal_one_process(run, size):
     made, given = open_run.open_trained(run, run.parent.parent, CPU)
     name, data = open_run.prepare_eval_data(made, given, "test")
-    alone = measure_split(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
+    alone = measure_split(given.network, None, given.task, given.choices, data.splits[name], 60, CPU)
 
     def of(rank: int) -> object:
         from cnnrun.base.ranks import join_ranks
 
         with join_ranks(CPU, 60) as ranks:
             return measure_split(
-                given.network, None, given.task, given.facts, data.splits[name], 60, CPU, ranks
+                given.network, None, given.task, given.choices, data.splits[name], 60, CPU, ranks
             ).metrics
 
     assert run_on_ranks(size, of) == [alone.metrics] * size
@@ -226,7 +235,7 @@ def test_embedding_metrics_on_several_ranks_equal_one_process(run, size):
 
 def test_an_exported_embedding_equals_the_network_and_states_its_threshold(run, tmp_path):
     given = open_run.open_trained(run, run.parent.parent, CPU)[1]
-    point = given.facts.chosen["threshold at FAR 0.01"]
+    point = threshold_at(0.01, given)
     report = export_run(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
     assert report["passed"]
     assert report["metrics"]["network"]["eer"] == pytest.approx(report["metrics"]["artefact"]["eer"], abs=1e-4)
@@ -241,18 +250,11 @@ def test_an_exported_embedding_equals_the_network_and_states_its_threshold(run, 
 
 
 def test_a_different_embedding_is_reported_as_disagreement():
-    task = digits_experiment().task
+    find_disagreement = digits_experiment().task.bind(DataFacts((), (1, 1, 1))).predicting.find_disagreement
     ours = torch.nn.functional.normalize(torch.randn(6, 16))
-    assert (
-        task.bind(DataFacts((), (1, 1, 1))).predicting.find_disagreement(
-            {"embedding": ours}, {"embedding": ours + 1e-7}
-        )
-        is None
-    )
+    assert find_disagreement({"embedding": ours}, {"embedding": ours + 1e-7}) is None
     turned = ours.roll(1, 1)
-    assert "cosine with the network's" in task.bind(DataFacts((), (1, 1, 1))).predicting.find_disagreement(
-        {"embedding": ours}, {"embedding": turned}
-    )
+    assert "cosine with the network's" in find_disagreement({"embedding": ours}, {"embedding": turned})
 
 
 @pytest.mark.parametrize(
@@ -559,7 +561,7 @@ def test_verify_compares_two_images_with_the_stored_threshold(run, people, run_c
         code, out, err = run_cli("verify", a, b, "--run", run, "--json")
         assert code == 0, err
         told = json.loads(out)
-        assert told["threshold"] == given.facts.chosen["threshold at FAR 0.01"]
+        assert told["threshold"] == threshold_at(0.01, given)
         rows = [json.loads(run_cli("predict", path, "--run", run, "--json")[1])["embedding"] for path in (a, b)]
         assert told["similarity"] == pytest.approx(float(np.dot(*rows)), abs=1e-5)
         assert told["same"] == (told["similarity"] >= told["threshold"])
@@ -570,7 +572,7 @@ def test_verify_compares_two_images_with_the_stored_threshold(run, people, run_c
     assert "not the same: similarity" in run_cli("verify", first, other, "--run", run, "--threshold", "1")[1]
     assert json.loads(run_cli("verify", first, other, "--run", run, "--threshold", "-1", "--json")[1])["same"]
     code, out, err = run_cli("verify", first, other, "--run", run, "--far", "0.0001", "--json")
-    assert json.loads(out)["threshold"] == given.facts.chosen["threshold at FAR 0.0001"]
+    assert json.loads(out)["threshold"] == threshold_at(0.0001, given)
     assert "too few pairs of two people" in err
 
 
@@ -679,6 +681,7 @@ def test_a_csv_keeps_its_columns_if_the_first_image_is_unreadable(run, people, g
     table = list(csv.reader(io.StringIO(run_cli("predict", *both, "--run", run, "--csv")[1])))
     assert [len(row) for row in table] == [18, 18, 18]
     table = list(csv.reader(io.StringIO(run_cli("predict", both[0], "--run", run, "--csv")[1])))
+    assert table[0] == ["path", "error"]
     assert (len(table), "broken.png" in table[1][0]) == (2, True)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import ShapeError
+from cnnrun.contracts.results import View
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.classification_metrics import ReliabilityBins
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
-FACTS = DataFacts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40, 50, 60))
+FACTS = DataFacts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40, 50, 60), counts={"train": 210})
+TASK = Classify().bind(FACTS)
+
+
+def decode(logits):
+    return TASK.predicting.build_decoder(Choices())(logits)
 
 
 def outputs(count=200, seed=0):
@@ -25,11 +34,10 @@ def outputs(count=200, seed=0):
 @given(st.integers(0, 1000), st.integers(1, 120), st.integers(1, 50))
 @settings(max_examples=30, deadline=None)
 def test_classification_metrics_equal_scikit_learns(seed, count, batch):
-    task = Classify(top_k=3)
     logits, labels = outputs(count, seed)
-    meter = task.bind(FACTS).measuring.build_meter(Choices())
+    meter = Classify(top_k=3).bind(FACTS).measuring.build_meter(Choices())
     for part, truth in zip(logits.split(batch), labels.split(batch), strict=True):
-        meter.update(task.bind(FACTS).predicting.build_decoder(Choices())(part), {"labels": truth})
+        meter.update(decode(part), {"labels": truth})
     measured = meter.compute()
     probability, predicted = logits.softmax(1).numpy(), logits.argmax(1).numpy()
     truth, classes = labels.numpy(), list(range(6))
@@ -47,10 +55,9 @@ def test_classification_metrics_equal_scikit_learns(seed, count, batch):
 
 
 def test_calibration_error_equals_the_definition():
-    task = Classify()
     logits, labels = outputs(500)
-    meter = task.bind(FACTS).measuring.build_meter(Choices())
-    meter.update(task.bind(FACTS).predicting.build_decoder(Choices())(logits), {"labels": labels})
+    meter = TASK.measuring.build_meter(Choices())
+    meter.update(decode(logits), {"labels": labels})
     confidence, predicted = logits.softmax(1).max(1)
     expected = 0.0
     for i in range(15):
@@ -87,9 +94,9 @@ def test_micro_batches_have_the_whole_batchs_weighted_loss():
 
 
 def test_the_head_maps_vectors_and_refuses_feature_maps():
-    assert Classify().bind(FACTS).learning.build_head([(7,)])(torch.zeros(2, 7)).shape == (2, 6)
+    assert TASK.learning.build_head([(7,)])(torch.zeros(2, 7)).shape == (2, 6)
     with pytest.raises(ShapeError, match="add `flatten` or `global_avg_pool`"):
-        Classify().bind(FACTS).learning.build_head([(7, 2, 2)])
+        TASK.learning.build_head([(7, 2, 2)])
 
 
 def test_class_maps_are_clamped_at_0_before_their_mean():
@@ -100,49 +107,42 @@ def test_class_maps_are_clamped_at_0_before_their_mean():
 
 
 @pytest.mark.parametrize(
-    ("task", "facts", "words"),
+    ("spec", "change", "error", "words"),
     [
-        (Classify(), DataFacts(("one",), (1, 8, 8)), "two or more classes"),
-        (Classify(class_weights=[1.0]), FACTS, "1 numbers; the data has 6"),
-        (Classify(class_weights="balanced"), DataFacts(("a", "b"), (1, 8, 8), class_counts=(3, 0)), "'b' has none"),
+        (Classify(), {"classes": ("one",)}, DataError, "two or more classes; the data has 1"),
+        (Classify(class_weights=[1.0]), {}, ConfigError, "1 numbers; the data has 6"),
+        (Classify(class_weights="balanced"), {"class_counts": (3, 0, 1, 1, 1, 1)}, DataError, "'bee' has none"),
     ],
 )
-def test_unsuitable_data_is_reported(task, facts, words):
-    assert words in task.data_problem(facts)
-    assert Classify().data_problem(FACTS) is None
+def test_unsuitable_data_is_refused_once_it_has_been_counted(spec, change, error, words):
+    facts = replace(FACTS, **change)
+    with pytest.raises(error, match=words):
+        spec.bind(facts)
+    assert spec.bind(replace(facts, counts={})).facts.classes == facts.classes
 
 
-def test_result_rows_name_the_most_probable_classes():
+def test_predictions_name_the_most_probable_classes():
     logits = torch.tensor([[0.0, 3.0, 1.0, -1.0, 0.5, 0.2]])
-    (row,) = [
-        made.to_json()
-        for made in predict_rows(
-            Classify(top_k=2).bind(FACTS), Classify().bind(FACTS).predicting.build_decoder(Choices())(logits), []
-        )
-    ]
+    (prediction,) = Classify(top_k=2).bind(FACTS).predicting.predictions(decode(logits), [View((8, 8))], {})
+    row = prediction.to_json()
     assert row["label"] == "bee"
     assert [entry["label"] for entry in row["top"]] == ["bee", "cat"]
     assert row["probability"] == pytest.approx(float(logits.softmax(1).max()))
+    assert prediction.csv_columns() == ["label", "probability", "label 2", "probability 2"]
+    assert prediction.csv_rows() == [["bee", row["probability"], "cat", row["top"][1]["probability"]]]
+    assert prediction.to_text() == f"bee {row['probability']:.3f}  cat {row['top'][1]['probability']:.3f}"
 
 
 def test_disagreements_between_outputs_are_found():
-    task = Classify()
-    ours = task.bind(FACTS).predicting.build_decoder(Choices())(outputs(20)[0])
-    assert task.bind(FACTS).predicting.find_disagreement(ours, {"probabilities": ours["probabilities"] + 5e-5}) is None
-    assert "differ by up to" in task.bind(FACTS).predicting.find_disagreement(
-        ours, {"probabilities": ours["probabilities"] + 1e-3}
-    )
-    assert "differ by up to" in task.bind(FACTS).predicting.find_disagreement(
-        ours, {"probabilities": ours["probabilities"] * float("nan")}
-    )
+    ours, find_disagreement = decode(outputs(20)[0]), TASK.predicting.find_disagreement
+    assert find_disagreement(ours, {"probabilities": ours["probabilities"] + 5e-5}) is None
+    assert "differ by up to" in find_disagreement(ours, {"probabilities": ours["probabilities"] + 1e-3})
+    assert "differ by up to" in find_disagreement(ours, {"probabilities": ours["probabilities"] * float("nan")})
 
 
 def test_every_metric_is_declared_and_measured():
-    task = Classify()
-    meter = task.bind(FACTS).measuring.build_meter(Choices())
+    meter = TASK.measuring.build_meter(Choices())
     logits, labels = outputs(20)
-    meter.update(task.bind(FACTS).predicting.build_decoder(Choices())(logits), {"labels": labels})
-    assert set(meter.compute().metrics) == set(task.metrics())
-    assert {
-        name: values.shape[1:] for name, values in task.bind(FACTS).predicting.build_decoder(Choices())(logits).items()
-    } == task.bind(FACTS).predicting.result_shapes()
+    meter.update(decode(logits), {"labels": labels})
+    assert set(meter.compute().metrics) == set(TASK.spec.metrics())
+    assert {name: values.shape[1:] for name, values in decode(logits).items()} == TASK.predicting.result_shapes()

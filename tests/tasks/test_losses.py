@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from cnnrun.config.spec import union_members
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
+from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.task_parts import Criterion
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.detection.head import FIRST_LOGIT
 from cnnrun.tasks.detection.task import Detect
 from cnnrun.tasks.embedding.losses import ArcFace, CosFace, EmbeddingLoss, EmbeddingLossSpec, NormFace, Triplet
 from cnnrun.tasks.embedding.task import Verify
-from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel, MultilabelLoss, MultilabelLossSpec
+from cnnrun.tasks.multilabel import Multilabel
+from cnnrun.tasks.multilabel_losses import Asymmetric, Bce, Focal, MultilabelLoss, MultilabelLossSpec
 from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, RegressionLoss
 from cnnrun.tasks.regression.task import Regress
 
@@ -42,6 +45,10 @@ def pairs(**options: list) -> Iterator[dict]:
             if settings not in seen:
                 seen.append(settings)
                 yield settings
+
+
+def build_criterion(spec: TaskSpec, facts: DataFacts) -> Criterion:
+    return spec.bind(facts).learning.build_criterion()
 
 
 def loss_of(criterion: nn.Module, outputs: Tensor, targets: dict[str, Tensor]) -> float:
@@ -78,7 +85,9 @@ def labels_of(task: Classify | Multilabel, targets: dict[str, Tensor], mixed: bo
     if not mixed:
         return targets
     own = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.875, 0.5, 0.125, 0.625])
-    made = task.blend_targets(targets, {name: values.roll(1, 0) for name, values in targets.items()}, own, CLASSES)
+    made = task.bind(CLASSES).learning.mix_targets(
+        targets, {name: values.roll(1, 0) for name, values in targets.items()}, own
+    )
     return {name: values.double() for name, values in made.items()}
 
 
@@ -87,7 +96,7 @@ def labels_of(task: Classify | Multilabel, targets: dict[str, Tensor], mixed: bo
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_the_classification_loss_equals_its_formula(smoothing, weights, mixed):
     task = Classify(label_smoothing=smoothing, class_weights=WEIGHTS[weights] if weights == "listed" else weights)
-    criterion, outputs = task.criterion(CLASSES).double(), 2 * draws(0)(BATCH, 4)
+    criterion, outputs = build_criterion(task, CLASSES).double(), 2 * draws(0)(BATCH, 4)
     targets = labels_of(task, {"labels": torch.tensor([0, 1, 2, 3, 0, 0, 2, 1, 3])}, mixed)
     shares = targets["labels"].tolist() if mixed else torch.eye(4)[targets["labels"]].tolist()
     expected = sum(
@@ -103,7 +112,7 @@ def test_weights_of_absent_classes_do_not_change_the_loss():
     outputs, targets = draws(1)(6, 3), {"labels": torch.tensor([0, 0, 1, 1, 0, 1])}
     facts = DataFacts(("ape", "bee", "cat"), (1, 8, 8))
     light, heavy = (
-        Classify(label_smoothing=0.1, class_weights=[1.0, 1.0, weight]).bind(facts).learning.build_criterion().double()
+        build_criterion(Classify(label_smoothing=0.1, class_weights=[1.0, 1.0, weight]), facts).double()
         for weight in (1, 50)
     )
     assert loss_of(heavy, outputs, targets) == loss_of(light, outputs, targets)
@@ -118,11 +127,11 @@ def test_balanced_weights_need_counted_classes():
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_chance_loss_equals_the_loss_of_a_uniform_guess(weights):
+def test_the_loss_of_a_guess_equals_the_loss_of_a_uniform_guess(weights):
     task = Classify(label_smoothing=0.1, class_weights=WEIGHTS[weights] if weights == "listed" else weights)
     labels = torch.arange(4).repeat_interleave(torch.tensor(COUNTS))  # the classes as frequent as in train
-    loss = loss_of(task.criterion(CLASSES).double(), torch.zeros(16, 4).double(), {"labels": labels})
-    assert task.chance_loss(CLASSES) == pytest.approx(loss, **NEAR)
+    loss = loss_of(build_criterion(task, CLASSES).double(), torch.zeros(16, 4).double(), {"labels": labels})
+    assert task.bind(CLASSES).learning.guess_loss() == pytest.approx(loss, **NEAR)
 
 
 # --- multilabel -------------------------------------------------------------------------------------------------------
@@ -153,7 +162,7 @@ def of_label(loss: MultilabelLossSpec, logit: float, present: float, weight: flo
 @pytest.mark.parametrize("loss", LABEL_LOSSES, ids=repr)
 def test_the_multilabel_loss_equals_its_formula(loss, weights, mixed):
     task = Multilabel(loss=loss, positive_weights=POSITIVE[weights] if weights == "listed" else weights)
-    criterion, draw = task.criterion(CLASSES).double(), draws(2)
+    criterion, draw = build_criterion(task, CLASSES).double(), draws(2)
     outputs, present = 2 * draw(BATCH, 4), draw(BATCH, 4) > 0.3
     targets = labels_of(task, {"present": present}, mixed)
     expected = sum(
@@ -248,7 +257,7 @@ def test_the_regression_loss_equals_its_formula(loss, columns, angles):
     if learned and not loss.can_learn_angles:
         return  # refused, see regression/test_task.py
     task, draw = Regress(loss=loss, columns=columns, angles=learned), draws(3)
-    criterion = task.criterion(NUMBERS).double()
+    criterion = build_criterion(task, NUMBERS).double()
     count = len(columns or NUMBERS.numbers)
     outputs = 2 * draw(BATCH, (count - len(learned)) * loss.outputs_per_number + 2 * len(learned))
     truth = draw(BATCH, 4) * torch.tensor([128.0, 26.0, 6.0, 0.125]) + torch.tensor([512.0, 3.0, 12.0, 0.25])
@@ -284,7 +293,7 @@ def draw_embeddings(seed: int) -> tuple[Tensor, list[int]]:
 @pytest.mark.parametrize("done", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("loss", MARGINS, ids=repr)
 def test_margin_losses_equal_their_formulas(loss, done):
-    criterion = Verify(dimension=6, loss=loss).criterion(PEOPLE).double()
+    criterion = build_criterion(Verify(dimension=6, loss=loss), PEOPLE).double()
     criterion.set_progress(done)
     (outputs, labels), trained = draw_embeddings(4), [0, 2, 3, 4]
     full = getattr(loss, "margin", 0.0)
@@ -311,7 +320,7 @@ def test_margin_losses_equal_their_formulas(loss, done):
 @pytest.mark.parametrize("margin", [0.05, 0.2, 4.0])
 def test_the_triplet_loss_equals_its_formula(margin):
     """Each part of a batch has its own triplets, as documented, so each part alone is compared with the formula."""
-    criterion = Verify(dimension=6, loss=Triplet(margin=margin)).criterion(PEOPLE).double()
+    criterion = build_criterion(Verify(dimension=6, loss=Triplet(margin=margin)), PEOPLE).double()
     outputs, labels = draw_embeddings(5)
     for part in (range(BATCH), range(4), range(3, 9)):
         rows, people = [outputs[i].tolist() for i in part], [labels[i] for i in part]
@@ -438,7 +447,7 @@ def focal_of(gamma: float, target: float, p: float) -> float:
 @pytest.mark.parametrize("settings", DETECT, ids=repr)
 def test_the_detection_loss_equals_its_formula(settings):
     task, (outputs, targets) = Detect(**settings), scenes()
-    criterion = task.criterion(SCENES).double()
+    criterion = build_criterion(task, SCENES).double()
     words = (targets[name].tolist() for name in ("boxes", "objects", "roles"))
     expected = detection_by_hand(task, outputs.tolist(), *words)
     assert loss_of(criterion, outputs, targets) == pytest.approx(expected, **NEAR)

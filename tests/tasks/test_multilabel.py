@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torchvision.ops import sigmoid_focal_loss
 
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.results import View
 from cnnrun.tasks.classification_metrics import MultilabelPredictions
-from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel
+from cnnrun.tasks.multilabel import Multilabel
+from cnnrun.tasks.multilabel_losses import Asymmetric, Bce, Focal
 
 NAMES = ("ape", "bee", "cat", "dog")
 FACTS = DataFacts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40), counts={"train": 50})
+TASK = Multilabel().bind(FACTS)
 
 
 def outputs(count: int, seed: int = 0, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,17 +71,15 @@ def test_losses_and_gradients_are_finite_for_any_output(loss):
 @settings(max_examples=30, deadline=None)
 def test_multilabel_metrics_equal_scikit_learns(seed, count, batch):
     logit, present = outputs(count, seed)
-    chosen = {f"threshold of {name}": 0.3 + 0.1 * k for k, name in enumerate(NAMES)}
-    task, facts = Multilabel(), replace(FACTS, chosen=chosen)
-    meter = task.bind(facts).measuring.build_meter(Choices())
-    parts = [
-        task.bind(facts).predicting.build_decoder(Choices())(part) for part in logit.split(batch)
-    ]  # rounding may separate equal scores
+    thresholds = {name: 0.3 + 0.1 * k for k, name in enumerate(NAMES)}
+    choices = Choices(class_thresholds=thresholds)
+    meter, decoder = TASK.measuring.build_meter(choices), TASK.predicting.build_decoder(choices)
+    parts = [decoder(part) for part in logit.split(batch)]  # rounding may separate equal scores
     for part, truth in zip(parts, present.split(batch), strict=True):
         meter.update(part, {"present": truth})
     measured = meter.compute()
     score, truth = torch.cat([part["probabilities"] for part in parts]).double().numpy(), present.numpy()
-    said = score >= np.array(list(chosen.values()))
+    said = score >= np.array(list(thresholds.values()))
     assert measured.metrics["mAP"] == pytest.approx(sk.average_precision_score(truth, score, average="macro"))
     assert measured.metrics["f1"] == pytest.approx(sk.f1_score(truth, said, average="macro", zero_division=0))
     assert measured.metrics["micro_f1"] == pytest.approx(sk.f1_score(truth, said, average="micro", zero_division=0))
@@ -124,35 +127,36 @@ def test_integer_weights_equal_repeated_samples(seed):
 def test_balanced_weights_give_presence_and_absence_equal_weight():
     criterion = Multilabel(positive_weights="balanced").bind(FACTS).learning.build_criterion()
     assert criterion.weight.tolist() == pytest.approx([4.0, 1.5, 2 / 3, 0.25])
-    assert (
-        Multilabel(positive_weights="balanced").bind(DataFacts(NAMES, (1, 8, 8))).learning.build_criterion().weight
-        is None
-    )  # not counted yet
-    missing = replace(FACTS, class_counts=(10, 0, 3, 4))
-    assert "'bee' has none" in Multilabel(positive_weights="balanced").data_problem(missing)
-    assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).data_problem(FACTS)
+    uncounted = Multilabel(positive_weights="balanced").bind(DataFacts(NAMES, (1, 8, 8)))
+    assert uncounted.learning.build_criterion().weight is None
+    with pytest.raises(DataError, match="'bee' has none"):
+        Multilabel(positive_weights="balanced").bind(replace(FACTS, class_counts=(10, 0, 3, 4)))
+    with pytest.raises(ConfigError, match="has 2 numbers; the data has 4"):
+        Multilabel(positive_weights=[1.0, 2.0]).bind(FACTS)
 
 
-def test_result_rows_use_the_thresholds_chosen_on_val():
-    task = Multilabel()
-    logit = torch.tensor([[0.0, 1.0, -1.0, 3.0]])
-    rows = [
-        made.to_json()
-        for made in predict_rows(task.bind(FACTS), task.bind(FACTS).predicting.build_decoder(Choices())(logit), [])
-    ]
-    assert rows[0]["labels"] == ["ape", "bee", "dog"]
-    chosen = replace(FACTS, chosen={"threshold of bee": 0.9, "threshold of cat": 0.2, "temperature": 2.0})
-    (row,) = [made.to_json() for made in predict_rows(task.bind(chosen), task.decoder(chosen)(logit), [])]
+def predict(choices: Choices) -> dict[str, Any]:
+    """Predict one image, whose raw outputs are 0, 1, -1 and 3, with these choices."""
+    predicting = TASK.predicting
+    results = predicting.build_decoder(choices)(torch.tensor([[0.0, 1.0, -1.0, 3.0]]))
+    (prediction,) = predicting.predictions(results, [View((8, 8))], predicting.thresholds(choices))
+    return prediction.to_json()
+
+
+def test_predictions_use_the_thresholds_chosen_on_val():
+    assert predict(Choices())["labels"] == ["ape", "bee", "dog"]
+    choices = Choices(2.0, {"bee": 0.9, "cat": 0.2})
+    row = predict(choices)
     assert row["labels"] == ["ape", "cat", "dog"]
     assert row["probabilities"]["dog"] == pytest.approx(1 / (1 + np.exp(-1.5)))
-    assert task.metadata(chosen)["thresholds"] == {"ape": 0.5, "bee": 0.9, "cat": 0.2, "dog": 0.5}
+    assert TASK.predicting.metadata(choices)["thresholds"] == {"ape": 0.5, "bee": 0.9, "cat": 0.2, "dog": 0.5}
 
 
 def test_mixed_images_have_fractional_labels():
-    task, parts = Multilabel(), torch.tensor([0.25, 1.0])
+    task, parts = Multilabel().bind(DataFacts(("ape", "bee"), (1, 8, 8))), torch.tensor([0.25, 1.0])
     mine, others = torch.tensor([[1, 0], [1, 0]]).bool(), torch.tensor([[0, 1], [0, 1]]).bool()
-    made = task.bind(FACTS).learning.mix_targets({"present": mine}, {"present": others}, parts)["present"]
+    made = task.learning.mix_targets({"present": mine}, {"present": others}, parts)["present"]
     assert made.tolist() == [[0.25, 0.75], [1.0, 0.0]]
-    two = DataFacts(("ape", "bee"), (1, 8, 8))
-    assert task.describe_targets({"present": made}, two) == ["ape 0.25, bee 0.75", "ape"]
-    assert task.describe_targets({"present": torch.zeros(1, 2, dtype=torch.bool)}, two) == ["none"]
+    describe_targets = task.showing.describe_targets
+    assert describe_targets({"present": made}) == ["ape 0.25, bee 0.75", "ape"]
+    assert describe_targets({"present": torch.zeros(1, 2, dtype=torch.bool)}) == ["none"]

@@ -27,7 +27,7 @@ class VerifyMeter:
 
     def __init__(self, fars: Sequence[float], gallery: int, chosen: Sequence[OperatingPoint]) -> None:
         self._fars, self._gallery, self._batches = fars, gallery, BatchTensors()
-        self._chosen_points = {point.far: point for point in chosen}
+        self._chosen_points = chosen
 
     def update(self, results: Results, targets: Targets) -> None:
         self._batches.add(embedding=results["embedding"].float(), **targets)
@@ -109,7 +109,7 @@ class VerifyMeter:
         """FAR and TAR here at the thresholds that were chosen on val; empty before they are chosen."""
         rows = []
         for far in self._fars:
-            point = self._chosen_points.get(far)
+            point = next((point for point in self._chosen_points if point.is_for(far)), None)
             if point is None:
                 continue
             is_accepted = scores >= point.threshold

@@ -133,7 +133,7 @@ a threshold is chosen for it on val."""
     def find_operating_point(self, choices: Choices, far: float | None = None) -> OperatingPoint | None:
         """Find the threshold that was chosen on val for a FAR, by default `far`; None if none was chosen."""
         far = self.far if far is None else far
-        return next((point for point in choices.operating_points if point.far == far), None)
+        return next((point for point in choices.operating_points if point.is_for(far)), None)
 
 
 @dataclass(frozen=True)

@@ -431,13 +431,13 @@ def test_labels_are_mixed_like_their_images():
     from cnnrun.contracts.facts import DataFacts
     from cnnrun.tasks.classification import Classify
 
-    task, facts = Classify(), DataFacts(("a", "b", "c"), (1, 4, 4))
+    task = Classify().bind(DataFacts(("a", "b", "c"), (1, 4, 4)))
     targets, partners = {"labels": torch.tensor([0, 1])}, {"labels": torch.tensor([2, 1])}
-    soft = task.bind(facts).learning.mix_targets(targets, partners, torch.tensor([0.75, 0.5]))
+    soft = task.learning.mix_targets(targets, partners, torch.tensor([0.75, 0.5]))
     assert torch.allclose(soft["labels"], torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]))
-    assert task.bind(facts).showing.describe_targets(soft) == ["a 0.75  c 0.25", "b 1.00"]
+    assert task.showing.describe_targets(soft) == ["a 0.75  c 0.25", "b 1.00"]
     outputs = torch.randn(2, 3)
-    loss = task.bind(facts).learning.build_criterion()(outputs, soft)["cross_entropy"]
+    loss = task.learning.build_criterion()(outputs, soft)["cross_entropy"]
     each = -outputs.log_softmax(1).double()
     expected = (0.75 * each[0, 0] + 0.25 * each[0, 2] + each[1, 1]) / 2
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)

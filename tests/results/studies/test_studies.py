@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from PIL import Image as Pil
 
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.stored_facts import parse_choices, parse_facts
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.explain.figures.png import write_plots
@@ -30,7 +33,6 @@ from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.temperature import fit_temperature
-from cnnrun.training.run_records import parse_facts
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, outcome
 from tests.support.interrupted_trainings import digest, stop_at
@@ -55,10 +57,10 @@ def test_calibration_recovers_a_known_temperature():
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 5, generator=draw) * 2
     labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
-    task = Classify()
+    calibration = Classify().bind(DataFacts(tuple("abcde"), (1, 8, 8))).calibration
     for heat in (0.3, 1.0, 4.0):
         found = fit_temperature(
-            lambda t, heat=heat: task.negative_log_likelihood(logits * heat, {"labels": labels}, None, t)
+            lambda t, heat=heat: calibration.negative_log_likelihood(logits * heat, {"labels": labels}, t)
         )
         assert found == pytest.approx(heat, rel=0.03)
 
@@ -79,7 +81,7 @@ def test_a_calibrated_temperature_is_used_everywhere(run_copy, tmp_path):
     assert after["numbers"]["accuracy"] == before["numbers"]["accuracy"]
     assert after["numbers"]["ece"] != before["numbers"]["ece"]
     given = open_run.open_trained(run_copy, tmp_path, CPU)[1]
-    assert given.facts.chosen == {"temperature": made["temperature"]}
+    assert given.choices == Choices(temperature=made["temperature"])
     report = export_run(Onnx(), run_copy, tmp_path, None, None)
     assert report["passed"]
     import onnx
@@ -92,9 +94,8 @@ def test_a_calibrated_temperature_is_used_everywhere(run_copy, tmp_path):
 
 def test_no_nearby_temperature_has_a_lower_loss_on_val(run_copy, tmp_path):
     made = calibrate.calibrate_run(run_copy, tmp_path, CPU)
-    assert json.loads((run_copy / "calibration.json").read_text()).popitem()[1]["chosen"] == {
-        "temperature": made["temperature"]
-    }
+    stored = json.loads((run_copy / "calibration.json").read_text()).popitem()[1]["choices"]
+    assert parse_choices(stored) == Choices(temperature=made["temperature"])
     given = open_run.open_trained(run_copy, tmp_path, CPU)[1]
     (batch,) = batches_in_order(assemble.prepare_dataset(one_epoch_config()).splits["val"], 10_000, CPU)
     with torch.inference_mode():
@@ -109,13 +110,15 @@ def test_a_temperature_of_other_weights_is_ignored_with_a_warning(run_copy, tmp_
     calibrate.calibrate_run(run_copy, tmp_path, CPU)
     path = run_copy / "calibration.json"
     path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
-    assert open_run.open_trained(run_copy, tmp_path, CPU)[1].facts.chosen == {}
+    assert open_run.open_trained(run_copy, tmp_path, CPU)[1].choices == Choices()
     assert "has no calibration of the weights of step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"DIGEST": 3}', '{"DIGEST": {"chosen": {"temperature": "x"}}}',
-               '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}']
+               '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}',
+               '{"DIGEST": {"choices": {"temperature": "x"}}}', '{"DIGEST": {"choices": {"temperature": NaN}}}',
+               '{"DIGEST": {"choices": {"temperature": 0}}}', '{"DIGEST": {}}']
 )  # fmt: skip
 def test_a_damaged_calibration_is_refused(run_copy, tmp_path, damage, run_cli):
     digest_of = open_run.open_trained(run_copy, tmp_path, CPU)[1].digest
@@ -139,7 +142,7 @@ def test_every_checkpoint_has_its_own_calibration(tmp_path):
     best = calibrate.calibrate_run(run, tmp_path, CPU)["temperature"]
     other = run / "checkpoints" / "step-00000017"
     assert calibrate.calibrate_run(other, tmp_path, CPU)["temperature"] != best
-    assert open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
+    assert open_run.open_trained(run, tmp_path, CPU)[1].choices == Choices(temperature=best)
 
 
 def test_a_task_without_probabilities_is_not_calibrated(tmp_path, run_cli):
@@ -574,8 +577,6 @@ def test_a_damaged_plan_is_ignored(config, tmp_path, run_cli):
 
 
 def test_facts_with_number_statistics_survive_json():
-    from cnnrun.contracts.facts import DataFacts, NumberStatistics
-
-    facts = DataFacts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
-    assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts
-    assert parse_facts(json.loads(json.dumps(replace(facts, numbers=()).to_json())), "here").numbers == ()
+    facts = DataFacts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),))
+    for expected in (facts, replace(facts, numbers=())):
+        assert parse_facts(json.loads(json.dumps(expected.to_json()))) == (expected, Choices())

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.tasks.detection.assignment import Objects, assign_cells, quality_focal_loss
+from cnnrun.tasks.detection.assignment import AssignmentSettings, Objects, assign_cells
+from cnnrun.tasks.detection.criterion import quality_focal_loss
 
 TOP_K, ALPHA, BETA = 5, 1.0, 6.0
+SETTINGS = AssignmentSettings(TOP_K, ALPHA, BETA)
 
 
 def cells(strides=(8, 16), side=64):
@@ -74,7 +76,7 @@ def by_hand(scores, boxes, place, true, labels, real):
 @settings(max_examples=25, deadline=None)
 def test_assignment_equals_a_plain_loop(seed):
     scores, boxes, place, objects = case(seed)
-    found = assign_cells(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
+    found = assign_cells(scores, boxes, place, objects, SETTINGS)
     for row in range(len(scores)):
         arrays = (scores, boxes, place, objects.boxes_BM4, objects.labels_BM, objects.real_BM)
         expected = by_hand(*(each[row].numpy() for each in arrays))
@@ -88,7 +90,7 @@ def test_assignment_equals_a_plain_loop(seed):
 @settings(max_examples=10, deadline=None)
 def test_batched_assignment_equals_one_by_one_and_ignores_padding(seed):
     scores, boxes, place, objects = case(seed, pictures=3)
-    whole = assign_cells(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
+    whole = assign_cells(scores, boxes, place, objects, SETTINGS)
     for row in range(3):
         one = slice(row, row + 1)
         wider = Objects(
@@ -97,7 +99,7 @@ def test_batched_assignment_equals_one_by_one_and_ignores_padding(seed):
             torch.cat([objects.real_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
             torch.cat([objects.ignored_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
         )
-        alone = assign_cells(scores[one], boxes[one], place[one], wider, TOP_K, ALPHA, BETA)
+        alone = assign_cells(scores[one], boxes[one], place[one], wider, SETTINGS)
         assert torch.equal(alone.foreground_BA[0], whole.foreground_BA[row])
         assert torch.equal(alone.quality_BA[0], whole.quality_BA[row])
         assert torch.equal(alone.has_loss_BA[0], whole.has_loss_BA[row])
@@ -112,7 +114,7 @@ def objects_of(boxes, labels, vague=None):
 def test_an_object_smaller_than_a_cell_is_assigned_one():
     scores, boxes, place, _ = case(0, pictures=1)
     tiny = objects_of([[13.0, 13.0, 14.5, 14.5]], [1])
-    assert assign_cells(scores, boxes, place, tiny, TOP_K, ALPHA, BETA).foreground_BA.any()
+    assert assign_cells(scores, boxes, place, tiny, SETTINGS).foreground_BA.any()
 
 
 @pytest.mark.parametrize("side", range(4))
@@ -121,7 +123,7 @@ def test_a_cell_whose_centre_lies_on_an_objects_edge_is_outside_it(side):
     scores, boxes, place, _ = case(0, pictures=1)
     box = [10.0, 10.0, 50.0, 50.0]
     box[side] = 12.0 if side < 2 else 44.0
-    found = assign_cells(scores, boxes, place, objects_of([box], [1]), 1000, ALPHA, BETA)
+    found = assign_cells(scores, boxes, place, objects_of([box], [1]), AssignmentSettings(1000, ALPHA, BETA))
     x, y, _ = place[0].unbind(1)
     inside = (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
     assert torch.equal(found.foreground_BA[0], inside)
@@ -130,10 +132,10 @@ def test_a_cell_whose_centre_lies_on_an_objects_edge_is_outside_it(side):
 
 def test_cells_in_images_without_objects_and_in_crowds_are_not_assigned():
     scores, boxes, place, _ = case(0, pictures=1)
-    nothing = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), TOP_K, ALPHA, BETA)
+    nothing = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), SETTINGS)
     assert not nothing.foreground_BA.any()
     assert nothing.has_loss_BA.all()
-    crowd = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 32, 64]], [0], [True]), TOP_K, ALPHA, BETA)
+    crowd = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 32, 64]], [0], [True]), SETTINGS)
     assert not crowd.foreground_BA.any()
     assert torch.equal(crowd.has_loss_BA[0], place[0, :, 0] >= 32)  # the left half is neither object nor background
 
@@ -144,7 +146,7 @@ def test_five_hundred_objects_in_an_image_are_assigned():
     corner = torch.rand(1, 500, 2, generator=generator, dtype=torch.float64) * 56
     labels = torch.zeros(1, 500, dtype=torch.int64)
     many = Objects(torch.cat([corner, corner + 8], 2), labels, labels == 0, labels != 0)
-    found = assign_cells(scores, boxes, place, many, TOP_K, ALPHA, BETA)
+    found = assign_cells(scores, boxes, place, many, SETTINGS)
     assert found.foreground_BA.all()
     assert found.quality_BA.isfinite().all()
 

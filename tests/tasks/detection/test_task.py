@@ -1,27 +1,47 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision import ops
 
 from cnnrun.base.boxes import intersection_over_union
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.contracts.results import View
-from cnnrun.contracts.task import FeatureLevel
+from cnnrun.contracts.task_parts import FeatureLevel
+from cnnrun.tasks.detection.assignment import batch_objects
 from cnnrun.tasks.detection.head import FIRST_LOGIT
-from cnnrun.tasks.detection.task import Detect, batch_objects
+from cnnrun.tasks.detection.task import Detect
 
 FACTS = DataFacts(("ape", "bee", "cat"), (3, 64, 96), class_counts=(30, 20, 10), counts={"train": 20})
 LEVELS = [(8, 8, 12), (8, 4, 6)]
+TASK = Detect().bind(FACTS)
 CELLS = 8 * 12 + 4 * 6
 
 
 def head(seed=0, **settings):
     torch.manual_seed(seed)
     return Detect(levels=["a", "b"], channels=8, **settings).bind(FACTS).learning.build_head(LEVELS)
+
+
+def criterion_of(**settings):
+    return Detect(**settings).bind(FACTS).learning.build_criterion()
+
+
+def decode(outputs, **settings):
+    return Detect(**settings).bind(FACTS).predicting.build_decoder(Choices())(outputs)
+
+
+def predict(results, view, facts=FACTS, **settings):
+    """The only prediction for these results, with the thresholds of the settings."""
+    predicting = Detect(**settings).bind(facts).predicting
+    (prediction,) = predicting.predictions(results, [view], predicting.thresholds(Choices()))
+    return prediction
 
 
 def maps(batch=2, seed=0):
@@ -59,23 +79,19 @@ def test_a_new_network_scores_everything_low():
 
 def test_unsuitable_feature_levels_are_refused():
     with pytest.raises(ShapeError, match="need equal channels"):
-        Detect().bind(FACTS).learning.build_head([(8, 8, 12), (16, 4, 6)])
+        TASK.learning.build_head([(8, 8, 12), (16, 4, 6)])
     with pytest.raises(ShapeError, match="needs feature maps"):
-        Detect().bind(FACTS).learning.build_head([(8,)])
+        TASK.learning.build_head([(8,)])
     assert Detect(towers="separate").bind(FACTS).learning.build_head([(8, 8, 12), (16, 4, 6)]).in_channels == [8, 16]
 
 
 @pytest.mark.parametrize("box_loss", ["ciou", "diou", "giou"])
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_the_loss_equals_its_formula_in_float64(box_loss, gamma):
-    task, true = Detect(box_loss=box_loss, gamma=gamma), targets()
+    criterion, true = criterion_of(box_loss=box_loss, gamma=gamma), targets()
     out = head().eval()(*maps()).detach().double()
-    losses = task.bind(FACTS).learning.build_criterion()(out, true)
-    found = (
-        task.bind(FACTS)
-        .learning.build_criterion()
-        .assignment(out, batch_objects({**true, "boxes": true["boxes"].double()}))
-    )
+    losses = criterion(out, true)
+    found = criterion.assign(out, batch_objects({**true, "boxes": true["boxes"].double()}))
     name = {"ciou": "complete", "diou": "distance", "giou": "generalized"}[box_loss]
     score = box = 0.0
     for row in range(2):
@@ -95,16 +111,11 @@ def test_the_loss_equals_its_formula_in_float64(box_loss, gamma):
             score += float((entropy * (wanted - logits.sigmoid()).abs() ** gamma).sum())
     per_picture = 60 / 20
     assert float(losses["score"]) == pytest.approx(score / (2 * per_picture), rel=1e-6)
-    assert float(losses["box"]) == pytest.approx(task.box_weight * box / (2 * per_picture), rel=1e-5)
+    assert float(losses["box"]) == pytest.approx(Detect().box_weight * box / (2 * per_picture), rel=1e-5)
 
 
 def test_micro_batches_have_the_whole_batchs_loss_and_gradient():
-    network, criterion, true, given = (
-        head().eval(),
-        Detect().bind(FACTS).learning.build_criterion(),
-        targets(6),
-        maps(6),
-    )
+    network, criterion, true, given = head().eval(), criterion_of(), targets(6), maps(6)
 
     def gradient(*parts):
         network.zero_grad()
@@ -124,7 +135,7 @@ def test_micro_batches_have_the_whole_batchs_loss_and_gradient():
 def test_images_without_objects_have_a_loss_and_finite_gradients():
     network, true = head(), targets()
     true["objects"].fill_(-1)
-    losses = Detect().bind(FACTS).learning.build_criterion()(network(*maps()), true)
+    losses = criterion_of()(network(*maps()), true)
     assert float(losses["box"].detach()) == 0
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
@@ -142,21 +153,21 @@ def test_boxes_of_any_size_have_finite_gradients(value):
     network, true = head(), targets()
     for sides in network.sides:
         torch.nn.init.constant_(sides.bias, value)
-    losses = Detect().bind(FACTS).learning.build_criterion()(network(*maps()), true)
+    losses = criterion_of()(network(*maps()), true)
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 def test_the_network_can_overfit_three_images():
-    task, true, given, network = Detect(least_score=0.05), targets(3, most=3), maps(3), head(depth=1)
+    criterion, true, given, network = criterion_of(), targets(3, most=3), maps(3), head(depth=1)
     true["roles"].zero_()
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     for _ in range(150):
         optimizer.zero_grad()
-        sum(task.bind(FACTS).learning.build_criterion()(network(*given), true).values()).backward()
+        sum(criterion(network(*given), true).values()).backward()
         optimizer.step()
     with torch.no_grad():
-        results = task.bind(FACTS).predicting.build_decoder(Choices())(network(*given))
+        results = decode(network(*given), least_score=0.05)
     found = intersection_over_union(true["boxes"], results["boxes"]) * (
         true["objects"][:, :, None] == results["labels"][:, None]
     )
@@ -164,96 +175,83 @@ def test_the_network_can_overfit_three_images():
 
 
 def test_results_are_padded_sorted_clipped_and_equal_one_by_one():
-    task = Detect(most=20, least_score=0.0)
+    settings = {"most": 20, "least_score": 0.0}
     out = head(seed=3).eval()(*maps(4)).detach()
     out[:, :, FIRST_LOGIT:] += 4 * torch.randn(
         out[:, :, FIRST_LOGIT:].shape, generator=torch.Generator().manual_seed(1)
     )
-    together = task.bind(FACTS).predicting.build_decoder(Choices())(out)
-    assert {name: tuple(value.shape[1:]) for name, value in together.items()} == task.bind(
-        FACTS
-    ).predicting.result_shapes()
+    together = decode(out, **settings)
+    shapes = Detect(**settings).bind(FACTS).predicting.result_shapes()
+    assert {name: tuple(value.shape[1:]) for name, value in together.items()} == shapes
     for row in range(4):
-        alone = task.bind(FACTS).predicting.build_decoder(Choices())(out[row : row + 1])
+        alone = decode(out[row : row + 1], **settings)
         assert all(torch.equal(alone[name][0], together[name][row]) for name in together)
     boxes = together["boxes"]
     assert boxes.min() >= 0
     assert boxes[..., 2].max() <= 96
     assert boxes[..., 3].max() <= 64
     assert (together["scores"].diff(dim=1) <= 0).all()
-    few = Detect(most=20, least_score=0.99).bind(FACTS).predicting.build_decoder(Choices())(out)
+    few = decode(out, most=20, least_score=0.99)
     empty = few["labels"] < 0
     assert empty.any()
     assert few["boxes"][empty].abs().max() == 0
     assert few["scores"][empty].max() == 0
-    more = Detect(most=4 * CELLS).bind(FACTS).predicting.build_decoder(Choices())(out)
+    more = decode(out, most=4 * CELLS)
     assert more["boxes"].shape == (4, 4 * CELLS, 4)
 
 
 def test_disagreements_between_outputs_are_found():
-    task = Detect(most=20)
+    find_disagreement = Detect(most=20).bind(FACTS).predicting.find_disagreement
     out = head(seed=3).eval()(*maps(4)).detach()
-    ours = task.bind(FACTS).predicting.build_decoder(Choices())(out)
-    assert task.bind(FACTS).predicting.find_disagreement(ours, ours) is None
-    assert task.bind(FACTS).predicting.find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1e-4}) is None
-    assert "overlaps the network's by" in task.bind(FACTS).predicting.find_disagreement(
-        ours, {**ours, "boxes": ours["boxes"] + 1}
-    )
-    assert "scores differ" in task.bind(FACTS).predicting.find_disagreement(
-        ours, {**ours, "scores": ours["scores"] + 1e-3}
-    )
-    assert "scores differ" in task.bind(FACTS).predicting.find_disagreement(
-        ours, {**ours, "scores": ours["scores"] * float("nan")}
-    )
+    ours = decode(out, most=20)
+    assert find_disagreement(ours, ours) is None
+    assert find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1e-4}) is None
+    assert "overlaps the network's by" in find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1})
+    assert "scores differ" in find_disagreement(ours, {**ours, "scores": ours["scores"] + 1e-3})
+    assert "scores differ" in find_disagreement(ours, {**ours, "scores": ours["scores"] * float("nan")})
     swapped = {name: value.clone() for name, value in ours.items()}
     for name in ("boxes", "labels"):
         swapped[name][:, [0, 1]] = ours[name][:, [1, 0]]
-    assert task.bind(FACTS).predicting.find_disagreement(ours, swapped) is None  # boxes of nearly equal scores may swap
-    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(
-        ours, {**ours, "labels": (ours["labels"] + 1) % 3}
-    )
+    assert find_disagreement(ours, swapped) is None  # boxes of nearly equal scores may swap
+    assert "overlaps" in find_disagreement(ours, {**ours, "labels": (ours["labels"] + 1) % 3})
     one, other = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60])
     two = {"boxes": torch.stack([one, other])[None], "scores": torch.tensor([[0.9, 0.5]]), "labels": torch.zeros(1, 2)}
-    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(
+    assert "overlaps" in find_disagreement(
         two, {**two, "boxes": two["boxes"].flip(1)}
     )  # each box with the other's score
     twice = {**two, "boxes": torch.stack([one, one])[None], "scores": torch.tensor([[0.9, 0.9]])}
     fewer = {**twice, "boxes": torch.stack([one, other])[None]}
-    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(twice, fewer)
-    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(fewer, twice)
+    assert "overlaps" in find_disagreement(twice, fewer)
+    assert "overlaps" in find_disagreement(fewer, twice)
 
 
-def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
+def test_predictions_are_in_the_images_pixels_above_each_classs_threshold():
     results = {
         "boxes": torch.tensor([[[10.0, 20, 30, 40], [0, 0, 8, 8], [1, 1, 2, 2]]]),
         "scores": torch.tensor([[0.9, 0.5, 0.2]]), "labels": torch.tensor([[1, 2, 1]]),
     }  # fmt: skip
     view = View((200, 300), 0.5, 2.0, 4.0, -10.0)
     facts = DataFacts(FACTS.classes, FACTS.image, class_ids=(7, 8, 9))
-    (row,) = [made.to_json() for made in predict_rows(Detect().bind(facts), results, [view])]
+    row = predict(results, view, facts).to_json()
     assert (row["height"], row["width"]) == (200, 300)
     assert [each["label"] for each in row["objects"]] == ["bee", "cat"]
     first = row["objects"][0]
     assert first["category_id"] == 8
     assert first["bbox"] == pytest.approx([12, 15, 40, 10])
     small = View((20, 40), 0.5, 2.0, 4.0, -10.0)  # boxes are clipped to the image
-    assert [made.to_json() for made in predict_rows(Detect().bind(facts), results, [small])][0]["objects"][0][
-        "bbox"
-    ] == pytest.approx([12, 15, 28, 5])
-    (row,) = [
-        made.to_json() for made in predict_rows(Detect(score={"cat": 0.6, "bee": 0.1}).bind(facts), results, [view])
-    ]
-    assert [each["label"] for each in row["objects"]] == ["bee", "bee"]
-    assert (
-        len([made.to_json() for made in predict_rows(Detect(score=0.95).bind(facts), results, [view])][0]["objects"])
-        == 0
-    )
+    assert predict(results, small, facts).to_json()["objects"][0]["bbox"] == pytest.approx([12, 15, 28, 5])
+    chosen = predict(results, view, facts, score={"cat": 0.6, "bee": 0.1})
+    assert [found.label for found in chosen.objects] == ["bee", "bee"]
+    assert len(predict(results, view, facts, score=0.95).objects) == 0
 
 
-def test_unsuitable_data_is_reported():
-    assert "no training picture has a box" in Detect().data_problem(DataFacts(("a",), (1, 8, 8), class_counts=(0,)))
-    assert "no class 'dog'" in Detect(score={"dog": 0.5}).data_problem(FACTS)
-    assert Detect().data_problem(FACTS) is None
+def test_unsuitable_data_is_refused_once_it_has_been_counted():
+    empty = DataFacts(("a",), (1, 8, 8), class_counts=(0,))
+    with pytest.raises(DataError, match="no training image has a box"):
+        Detect().bind(replace(empty, counts={"train": 3}))
+    assert Detect().bind(empty).facts == empty
+    with pytest.raises(ConfigError, match="no class 'dog'"):
+        Detect(score={"dog": 0.5}).bind(FACTS)
 
 
 def split_of(batch):
@@ -262,11 +260,15 @@ def split_of(batch):
     return {name: values[there] for name, values in batch.items() if name != "view"} | {"counts": there.sum(1)}
 
 
-def test_network_remarks_report_receptive_fields_and_warn_of_misfits():
+def network_notes(feature_levels, batch, **settings):
+    return Detect(**settings).bind(FACTS).showing.network_notes(feature_levels, split_of(batch))
+
+
+def test_network_notes_report_receptive_fields_and_warn_of_misfits():
     levels = [FeatureLevel((8, 8, 12), (20, 30), (8.0, 8.0)), FeatureLevel((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
-    lines = Detect(levels=["p3", "p4"]).bind(FACTS).showing.network_notes(levels, split_of(usual))
+    lines = network_notes(levels, usual, levels=["p3", "p4"])
     # The towers' two convolutions see four more cells.
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52 pixels"
     assert not any("warning" in line for line in lines)
@@ -274,17 +276,14 @@ def test_network_remarks_report_receptive_fields_and_warn_of_misfits():
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
         "lie between the cells of the finest level, one every 8 pixels" in line
-        for line in Detect().bind(FACTS).showing.network_notes(levels[:1], split_of(small))
+        for line in network_notes(levels[:1], small)
     )
     large = targets(20)
     large["boxes"] *= 9
-    assert any(
-        "larger than the 52 pixels that a cell sees" in line
-        for line in Detect().bind(FACTS).showing.network_notes(levels[:1], split_of(large))
-    )
+    assert any("larger than the 52 pixels that a cell sees" in line for line in network_notes(levels[:1], large))
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
-        for line in Detect(levels=["p3", "p4"], most=3).bind(FACTS).showing.network_notes(levels, split_of(targets()))
+        for line in network_notes(levels, targets(), levels=["p3", "p4"], most=3)
     )
 
 
@@ -292,14 +291,12 @@ def test_targets_are_described_and_drawn():
     true = targets(1)
     true["objects"] = torch.tensor([[1, 1, 0, -1, -1]])
     true["roles"] = torch.tensor([[0, 1, 2, 0, 0]], dtype=torch.uint8)
-    assert Detect().bind(FACTS).showing.describe_targets(true) == ["1 ape, 2 bee"]
-    assert [mark.text for mark in Detect().bind(FACTS).showing.target_overlays(true)[0]] == [
-        "bee",
-        "bee (difficult)",
-        "ape (crowd)",
-    ]
+    assert TASK.showing.describe_targets(true) == ["1 ape, 2 bee"]
+    (overlay,) = TASK.showing.target_overlays(true)
+    assert [box.text for box in overlay.boxes] == ["bee", "bee (difficult)", "ape (crowd)"]
+    assert [box.colour for box in overlay.boxes] == [1, 1, 0]
     true["objects"].fill_(-1)
-    assert Detect().bind(FACTS).showing.describe_targets(true) == ["nothing"]
+    assert TASK.showing.describe_targets(true) == ["nothing"]
 
 
 def test_boxes_are_drawn_above_their_classs_threshold():
@@ -307,21 +304,21 @@ def test_boxes_are_drawn_above_their_classs_threshold():
         "boxes": torch.tensor([[[10.0, 20, 30, 40], [0, 0, 8, 8], [1, 1, 2, 2], [0, 0, 0, 0]]]),
         "scores": torch.tensor([[0.9, 0.5, 0.2, 0.0]]), "labels": torch.tensor([[0, 2, 1, -1]]),
     }  # fmt: skip
-    task = Detect(score={"ape": 0.95, "bee": 0.1, "cat": 0.5})
-    (marks,) = predict_overlays(task.bind(FACTS), results)
-    assert [(mark.text, mark.box) for mark in marks] == [("cat 0.50", (0, 0, 8, 8)), ("bee 0.20", (1, 1, 2, 2))]
+    overlay = predict(results, View((64, 96)), score={"ape": 0.95, "bee": 0.1, "cat": 0.5}).overlay()
+    assert [(box.text, box.box) for box in overlay.boxes] == [("cat 0.50", (0, 0, 8, 8)), ("bee 0.20", (1, 1, 2, 2))]
+    assert [box.colour for box in overlay.boxes] == [2, 1]  # the class's index, as of targets
 
 
 def test_assigned_objects_are_numbered_as_drawn():
     """Padding can lie between objects, as after a mosaic."""
-    task, true = Detect(), targets(1)
+    true = targets(1)
     true["objects"] = torch.tensor([[-1, 2, -1, 0, 1]])
     true["roles"].zero_()
     outputs = head().eval()(*maps(1)).detach()
-    drawn = task.bind(FACTS).showing.target_overlays(true)[0]
-    found = task.bind(FACTS).learning.build_criterion().assignment(outputs, batch_objects(true))
-    rows = task.assignment(outputs, true, FACTS)
-    assert len(rows) == int(found.foreground_BA.sum()) > 0
-    for row in rows:
-        number = int(found.object_BA[0, row["cell"]])
-        assert list(drawn[row["object"]].box) == true["boxes"][0, number].tolist()
+    drawn = TASK.showing.target_overlays(true)[0].boxes
+    found = criterion_of().assign(outputs, batch_objects(true))
+    cells = TASK.cells.assigned_cells(outputs, true)
+    assert len(cells) == int(found.foreground_BA.sum()) > 0
+    for cell in cells:
+        number = int(found.object_BA[0, cell.cell])
+        assert list(drawn[cell.object].box) == true["boxes"][0, number].tolist()

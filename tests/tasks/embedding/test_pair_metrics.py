@@ -322,7 +322,7 @@ def test_three_people_give_no_open_set_rows():
 
 def test_a_pair_files_pairs_are_measured_in_any_image_order():
     """The pairs of a pair file are found whatever the order of the images."""
-    from cnnrun.tasks.embedding.task import listed_or_all_pairs
+    from cnnrun.tasks.embedding.meter import listed_or_all_pairs
 
     every = {
         "labels": np.array([0, 0, 1, 1]),
@@ -338,7 +338,8 @@ def test_a_pair_files_pairs_are_measured_in_any_image_order():
 
 
 def measure(task, labels: np.ndarray, embeddings: np.ndarray):
-    meter = task.bind(DataFacts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8))).measuring.build_meter(Choices())
+    people = DataFacts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8))
+    meter = task.bind(people).measuring.build_meter(Choices())
     meter.update({"embedding": torch.from_numpy(embeddings)}, {"labels": torch.from_numpy(labels)})
     return meter.compute(tables=False)
 
@@ -349,9 +350,10 @@ def test_the_threshold_chosen_on_val_lies_midway_between_two_similarities():
     embeddings = draw_embeddings(7, labels)
     pairs = all_pairs(labels)
     scores = np.sort(pairs.similarities(embeddings))
-    chosen = measure(Verify(), labels, embeddings).choices
+    points = measure(Verify(), labels, embeddings).choices.operating_points
+    thresholds = {point.far: point.threshold for point in points}
     for far in (0.1, 0.01):
-        threshold = chosen[f"threshold at FAR {far:g}"]
+        threshold = thresholds[far]
         above = scores[scores >= threshold].min()
         below = scores[scores < threshold].max()
         assert threshold == pytest.approx((above + below) / 2, abs=1e-12)

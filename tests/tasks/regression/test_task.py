@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from torch import distributions
 
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.layer import ShapeError
@@ -27,6 +29,7 @@ FACTS = DataFacts(
         NumberStatistics("hour", 12.0, 6.0, 0.0, 24.0),
         NumberStatistics("length", 0.02, 0.004, 0.0, 0.05),
     ),
+    counts={"train": 100},
 )
 ANGLES = {"angle": 360.0, "hour": 24.0}
 
@@ -37,9 +40,13 @@ def truth(count: int, seed: int = 0) -> torch.Tensor:
     return torch.tensor(np.column_stack([*columns, draw.normal(0.02, 0.004, count)]), dtype=torch.float32)
 
 
+def decode(spec: Regress, outputs: torch.Tensor, temperature: float | None = None) -> dict[str, torch.Tensor]:
+    return spec.bind(FACTS).predicting.build_decoder(Choices(temperature))(outputs)
+
+
 def encode_values(task: Regress, values: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
     """The raw outputs that a perfect network would give for these values."""
-    units, each = task._units(FACTS), task.loss.outputs_per_number
+    units, each = task.units(FACTS), task.loss.outputs_per_number
     chosen = values[:, units.columns]
     count = len(units.mean)
     plain = (chosen[:, :count] - torch.tensor(units.mean)) / torch.tensor(units.std)
@@ -151,28 +158,22 @@ def test_decoding_restores_the_order_and_units_of_the_data(columns, loss):
     names = columns or [number.name for number in FACTS.numbers]
     task = Regress(columns=columns, angles={k: v for k, v in ANGLES.items() if k in names}, loss=loss)
     values = truth(40)
-    found = task.bind(FACTS).predicting.build_decoder(Choices())(encode_values(task, values))
+    found = decode(task, encode_values(task, values))
     known = [number.name for number in FACTS.numbers]
     expected = values[:, [known.index(name) for name in names]]
     torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-4)
-    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.bind(
-        FACTS
-    ).predicting.result_shapes()
-    assert (
-        task.bind(FACTS).learning.build_head([(16,)])(torch.zeros(2, 16)).shape[1]
-        == encode_values(task, values).shape[1]
-    )
+    bound = task.bind(FACTS)
+    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == bound.predicting.result_shapes()
+    assert bound.learning.build_head([(16,)])(torch.zeros(2, 16)).shape[1] == encode_values(task, values).shape[1]
 
 
 def test_deviations_have_the_targets_unit_and_scale_with_the_temperature():
     task = Regress(columns=["weight"], loss=Gaussian())
     raw = torch.tensor([[0.5, math.log(math.e - 1)]])  # softplus of it is 1
-    found = task.bind(FACTS).predicting.build_decoder(Choices())(raw)
+    found = decode(task, raw)
     assert found["values"].item() == pytest.approx(560)
     assert found["deviations"].item() == pytest.approx(120, rel=1e-4)
-    from dataclasses import replace
-
-    warm = task.bind(replace(FACTS, chosen={"temperature": 2.0})).predicting.build_decoder(Choices())(raw)
+    warm = decode(task, raw, temperature=2.0)
     assert warm["deviations"].item() == pytest.approx(240, rel=1e-4)
     assert warm["values"].item() == pytest.approx(560)
 
@@ -185,16 +186,15 @@ def test_the_temperature_applies_to_numbers_and_angles(temperature):
     turn = values[:, 1:2] / 360 * 2 * math.pi
     angle = von_mises_nll(raw[:, None, 2:], torch.stack([turn.cos(), turn.sin()], 2), temperature)
     expected = float(torch.cat([plain, angle], 1).double().mean())
-    assert task.bind(FACTS).calibration.negative_log_likelihood(raw, {"numbers": values}, temperature) == pytest.approx(
-        expected, rel=1e-5
-    )
+    nll = task.bind(FACTS).calibration.negative_log_likelihood(raw, {"numbers": values}, temperature)
+    assert nll == pytest.approx(expected, rel=1e-5)
 
 
 def test_angles_are_decoded_into_the_range_of_the_data():
     task = Regress(columns=["angle", "hour"], angles=ANGLES)
     values = truth(200)
     values[:, 1] = torch.linspace(-179, 179, 200)
-    found = task.bind(FACTS).predicting.build_decoder(Choices())(encode_values(task, values))["values"]
+    found = decode(task, encode_values(task, values))["values"]
     assert (found[:, 0] >= -180).all()
     assert (found[:, 0] < 180.01).all()
     assert (found[:, 1] >= 0).all()
@@ -301,36 +301,36 @@ def test_invalid_regression_settings_are_refused():
 
 
 def test_targets_too_fine_for_float32_are_refused():
-    late = DataFacts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
-    assert (
-        Regress().data_problem(late)
-        == "time varies by 8 around 1.7e+09, too finely for float32; subtract the mean from it"
-    )
+    late = replace(FACTS, numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
+    words = r"time varies by 8 around 1\.7e\+09, too finely for float32; subtract the mean from it$"
+    with pytest.raises(DataError, match=words):
+        Regress().bind(late)
 
 
 def test_angles_just_below_zero_decode_within_the_period():
     task = Regress(columns=["hour"], angles={"hour": 24})
     for below in (-1e-9, -0.0, 1e-9):
-        assert (
-            0
-            <= task.bind(FACTS).predicting.build_decoder(Choices())(torch.tensor([[1.0, below]]))["values"].item()
-            < 24
-        )
+        assert 0 <= decode(task, torch.tensor([[1.0, below]]))["values"].item() < 24
 
 
-def test_unknown_columns_and_constant_targets_are_reported():
-    assert "did you mean 'weight'" in Regress(columns=["wieght"]).data_problem(FACTS)
-    assert "there is no number 'turn'" in Regress(angles={"turn": 360}).data_problem(FACTS)
-    still = DataFacts((), (1, 8, 8), numbers=(NumberStatistics("weight", 5.0, 0.0, 5.0, 5.0),))
-    assert Regress().data_problem(still) == "weight is 5 in every training picture; there is nothing to learn"
-    assert Regress(angles=ANGLES).data_problem(FACTS) is None
+def test_unknown_columns_and_constant_targets_are_refused_once_they_have_been_counted():
+    still = replace(FACTS, numbers=(NumberStatistics("weight", 5.0, 0.0, 5.0, 5.0),))
+    for spec, facts, error, words in (
+        (Regress(columns=["wieght"]), FACTS, ConfigError, "there is no number 'wieght'.*did you mean 'weight'"),
+        (Regress(angles={"turn": 360}), FACTS, ConfigError, "there is no number 'turn'"),
+        (Regress(), still, DataError, "weight is 5 in every training image; there is nothing to learn$"),
+    ):
+        with pytest.raises(error, match=words):
+            spec.bind(facts)
+        assert spec.bind(replace(facts, counts={})).kind == "regress"
+    assert Regress(angles=ANGLES).bind(FACTS).kind == "regress"
 
 
 def test_artefact_disagreement_compares_angles_across_the_wrap():
-    task = Regress(angles=ANGLES)
+    find_disagreement = Regress(angles=ANGLES).bind(FACTS).predicting.find_disagreement
     ours = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.02]])}
     theirs = {"values": torch.tensor([[500.01, -179.99, 0.001, 0.02]])}
-    assert task.bind(FACTS).predicting.find_disagreement(ours, theirs) is None
+    assert find_disagreement(ours, theirs) is None
     off = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.0201]])}
-    assert "differ by up to 2.50e-02 standard deviations" in task.bind(FACTS).predicting.find_disagreement(ours, off)
-    assert task.bind(FACTS).predicting.find_disagreement(ours, {"values": ours["values"] * math.nan})
+    assert "differ by up to 2.50e-02 standard deviations" in find_disagreement(ours, off)
+    assert find_disagreement(ours, {"values": ours["values"] * math.nan})
