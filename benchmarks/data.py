@@ -241,13 +241,14 @@ import json, sys
 from pathlib import Path
 import torch
 from cnnrun.results.studies.train_run import train_run
+from cnnrun.training.learner import Learner
 from cnnrun.training import loop
 from cnnrun.base.device import keep_freed_memory
 from cnnrun.experiment.config_file import read_config
 keep_freed_memory()
-update, seen = loop.update_weights, []
-def watched(learner, job, step, factor):
-    update(learner, job, step, factor)
+update, seen = Learner.update_weights, []
+def watched(self, step, factor):
+    update(self, step, factor)
     if step % 100 == 99:
         seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
     if step == 1499:
@@ -256,7 +257,7 @@ def watched(learner, job, step, factor):
         sys.stdout.flush()
         import os
         os._exit(0)
-loop.update_weights = watched
+Learner.update_weights = watched
 train_run(read_config(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
 """
 

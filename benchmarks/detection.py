@@ -25,7 +25,6 @@ from cnnrun.model.network import flops
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
-from cnnrun.training.step import backward, update_weights
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd.yaml"
 CPU = torch.device("cpu")
@@ -58,19 +57,19 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Ten
     return float(loss.detach())
 
 
-def prepare_job(*overrides: str):
+def prepare_setup(*overrides: str):
     experiment = config_file.read_config(CONFIG, list(overrides))
     data = assemble.prepare_dataset(experiment)
-    return experiment, data, assemble.assemble_job(experiment, data, None, None, CPU)
+    return experiment, data, assemble.build_setup(experiment, data, None, CPU)
 
 
 def speed(rounds: int, steps: int) -> None:
     """Run training steps of both on the same batches in turn; print each round, then medians and their ratio."""
-    experiment, data, job = prepare_job("train.batch=16")
-    learner, batches = Learner(job), job.batches(data.splits["train"], 1)
+    experiment, data, setup = prepare_setup("train.batch=16")
+    learner, batches = Learner(setup), setup.batches(1)
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    ours_gflops = sum(flops(assemble.build_for(experiment, data.facts))) / 1e9
+    ours_gflops = sum(flops(assemble.build_for(experiment, experiment.task.bind(data.facts)))) / 1e9
     print(
         f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_ssdlite_gflops(network):.2f} at (3, 320, 320)"
     )
@@ -81,8 +80,8 @@ def speed(rounds: int, steps: int) -> None:
             began = time.perf_counter()
             for step in range(steps):
                 if who == "ours":
-                    backward(learner, job, batch[step], step)
-                    update_weights(learner, job, step, 0.1)
+                    learner.backward(batch[step], step)
+                    learner.update_weights(step, 0.1)
                 else:
                     train_step(network, optimizer, batch[step].images, batch[step].targets)
             if number:  # the first round warms up
@@ -127,8 +126,8 @@ def decode(run: Path, rounds: int) -> None:
 
 def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
     """Train their network and losses with our data, augmentation, schedule and optimizer; score with our meter."""
-    experiment, data, job = prepare_job(f"seed={seed}", "train.batch=8")
-    batches = job.batches(data.splits["train"], 1)
+    experiment, data, setup = prepare_setup(f"seed={seed}", "train.batch=8")
+    batches = setup.batches(1)
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.05)
     schedule, began, step = OneCycle(warmup=0.1), time.perf_counter(), 0

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from cnnrun.contracts.choices import Choices
 from cnnrun.experiment.checks import listed_facts
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
@@ -58,9 +59,7 @@ def measure_top(run: Path) -> None:
     places = [place for place in subject.map_layers() if place.shape[0] == 64 and place.kind == "conv"]
     print(f"{len(examples):,} images of {name}; {places[-1].path} gives {places[-1].shape}")
     sides = {
-        "evaluation": lambda: measure_split(
-            trained.network, trained.criterion, trained.task, trained.facts, examples, batch, CPU
-        ),
+        "evaluation": lambda: measure_split(trained.to_measure(), examples, batch),
         "top, one pass": lambda: find_strongest_cells(trained, places[-1], examples, batch),
         "top, drawn, with 576 projections": lambda: top_patches(
             subject, examples, places[-1].module_name, [], 64, batch
@@ -71,9 +70,9 @@ def measure_top(run: Path) -> None:
 
 def measure_occlude(_: Path) -> None:
     experiment = read_config(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
-    facts = listed_facts(experiment)
+    task = experiment.task.bind(listed_facts(experiment))
     network = (
-        materialize(build_network(experiment.model.layers, experiment.task, facts).network, 0)
+        materialize(build_network(experiment.model.layers, task).network, 0)
         .eval()
         .to(memory_format=torch.channels_last)
     )
@@ -81,9 +80,9 @@ def measure_occlude(_: Path) -> None:
 
     trained = TrainedNetwork(
         network,
-        experiment.task.bind(facts).learning.build_criterion(),
-        experiment.task,
-        facts,
+        task.learning.build_criterion(),
+        task,
+        Choices(),
         experiment.data.image,
         Path(),
         0,

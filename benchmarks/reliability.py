@@ -78,14 +78,14 @@ def save(rounds: int) -> None:
 def share(rounds: int) -> None:
     """Print the share of fashion-vgg's wall time that its checkpoints take, over two epochs."""
     seconds: list[float] = []
-    original = loop.Training.save
+    original = loop.TrainingLoop.save
 
     def timed(*arguments, **settings):
         began = time.perf_counter()
         original(*arguments, **settings)
         seconds.append(time.perf_counter() - began)
 
-    loop.Training.save = timed
+    loop.TrainingLoop.save = timed
     from cnnrun.base.device import keep_freed_memory
     from cnnrun.results.studies.train_run import train_run
 
@@ -172,12 +172,11 @@ def wrap(holder, names, before, after=lambda: None):
 first_of("cnnrun.base.device:keep_freed_memory", "cnnrun.device:keep_freed_memory")()
 read_config = first_of("cnnrun.experiment.config_file:read_config", "cnnrun.experiment:load")
 train_run = first_of("cnnrun.results.studies.train_run:train_run", "cnnrun.commands:train")
-Training = first_of("cnnrun.training.loop:Training", "cnnrun.train:Training")
+Training = first_of("cnnrun.training.loop:TrainingLoop", "cnnrun.training.loop:Training", "cnnrun.train:Training")
 log = first_of("cnnrun.training.metrics_log:MetricsLog", "cnnrun.tracker:Tracker")
 experiment = read_config(Path(sys.argv[1]), sys.argv[2:])
 steps, begun, saved, records = [], [], [], []
-loop = importlib.import_module(Training.__module__)
-wrap(loop, ["update_weights", "update"], lambda: steps.append(time.perf_counter()))
+wrap(Training, ["update_weights", "update"], lambda: steps.append(time.perf_counter()))
 wrap(Training, ["save"], lambda: begun.append(time.perf_counter()), lambda: saved.append(time.perf_counter()))
 wrap(log, ["record"], lambda: records.append(time.perf_counter()))
 with tempfile.TemporaryDirectory() as name:

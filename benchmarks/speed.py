@@ -37,12 +37,13 @@ except SystemExit:
 """
 FIRST_STEP = """
 import os, sys
-import cnnrun.commands.app, cnnrun.training.loop
-update_weights = cnnrun.training.loop.update_weights
+import cnnrun.commands.app
+from cnnrun.training.learner import Learner
+update_weights = Learner.update_weights
 def update_once(*arguments):
     update_weights(*arguments)
     os._exit(0)
-cnnrun.training.loop.update_weights = update_once
+Learner.update_weights = update_once
 sys.argv = ["cnnrun", "train", *sys.argv[1:]]
 cnnrun.commands.app.main()
 """

@@ -144,31 +144,15 @@ def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: 
 
 
 @contextmanager
-def start_training(job: Any) -> Iterator[Any]:
-    """Yield a `Training` as `loop.fit` builds it, before its first step."""
-    from cnnrun.base.progress import Clock
-    from cnnrun.base.signals import stop_on_signals
+def start_training(setup: Any) -> Iterator[Any]:
+    """Yield a `TrainingLoop` as `loop.fit` builds it, before its first step."""
+    from cnnrun.training.hooks import NO_HOOKS
     from cnnrun.training.learner import Learner
-    from cnnrun.training.loop import Training
-    from cnnrun.training.loss_monitor import LossMonitor
+    from cnnrun.training.loop import TrainingLoop
     from cnnrun.training.metrics_log import NoMetricsLog
     from cnnrun.training.state import TrainingState
 
-    learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
-    job = learner.precompute_frozen_features(job)
-    examples = job.dataset.splits["train"]
-    batches = job.batches(examples, state.accumulate)
-    with closing(batches), stop_on_signals() as stop:
-        yield Training(
-            job=job,
-            learner=learner,
-            state=state,
-            batches=batches,
-            loss_monitor=LossMonitor(state, batches, job),
-            clock=Clock(),
-            metrics_log=NoMetricsLog(),
-            steps_per_epoch=job.spec.steps_per_epoch(len(examples)),
-            stop=stop,
-            checkpoints_folder=None,
-            saved_step=0,
-        )
+    learner, state = Learner(setup), TrainingState(accumulate=setup.spec.accumulate)
+    learner.precompute_frozen_features()
+    with closing(learner.setup.batches(state.accumulate)) as batches:
+        yield TrainingLoop(learner, batches, state, NoMetricsLog(), NO_HOOKS)

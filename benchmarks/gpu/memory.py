@@ -75,8 +75,8 @@ def parse_experiment(config: str, precision: str, batch: int) -> schema.Experime
 def train_epoch(experiment: schema.Experiment, device: torch.device) -> int:
     """Train an epoch; returns the peak in MiB as the training reports it."""
     release_memory(device)
-    job = assemble.assemble_job(experiment, assemble.prepare_dataset(experiment), None, None, device)
-    return int(fit(job)["peak_memory_mib"])
+    setup = assemble.build_setup(experiment, assemble.prepare_dataset(experiment), None, device)
+    return int(fit(setup)["peak_memory_mib"])
 
 
 def release_memory(device: torch.device) -> None:
@@ -103,14 +103,14 @@ def run_out(options: Options, folder: Path) -> None:
     overrides += [f"train.batch={batch}", "train.epochs=2", "train.optimizer={sgd: {lr: 0.001}}"]
     experiment = config_file.read_config(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
     data = assemble.prepare_dataset(experiment)
-    job = assemble.assemble_job(experiment, data, None, None, options.device)
+    setup = assemble.build_setup(experiment, data, None, options.device)
     if options.device.type == "cuda":
         release_memory(options.device)
-        fit(job)
-        job = assemble.assemble_job(experiment, data, None, None, options.device)
+        fit(setup)
+        setup = assemble.build_setup(experiment, data, None, options.device)
     stderr = io.StringIO()
-    with short_of_memory(job, options.device, batch), contextlib.redirect_stderr(stderr):
-        result = fit(job)
+    with short_of_memory(setup, options.device, batch), contextlib.redirect_stderr(stderr):
+        result = fit(setup)
     print(stderr.getvalue())
     lines = [line for line in stderr.getvalue().splitlines() if "micro-batches" in line]
     is_ok = bool(lines) and result["steps"] == 4
@@ -119,7 +119,7 @@ def run_out(options: Options, folder: Path) -> None:
 
 
 @contextmanager
-def short_of_memory(job: Any, device: torch.device, batch: int) -> Iterator[None]:
+def short_of_memory(setup: Any, device: torch.device, batch: int) -> Iterator[None]:
     """Make a batch too large in the block, but not a half or a quarter of it."""
     if device.type != "cuda":
 
@@ -127,7 +127,7 @@ def short_of_memory(job: Any, device: torch.device, batch: int) -> Iterator[None
             if len(inputs[0]) > batch // 4:
                 raise torch.OutOfMemoryError("CUDA out of memory (rehearsed)")
 
-        with job.network.register_forward_pre_hook(refuse):
+        with setup.network.register_forward_pre_hook(refuse):
             yield
         return
     peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory

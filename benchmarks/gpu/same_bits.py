@@ -23,7 +23,8 @@ from common import RICH, ROOT, Options, attempt, emit, parse_options
 from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints, loop
+from cnnrun.training import checkpoints
+from cnnrun.training.learner import Learner
 
 STOP = 7  # the step under way when SIGTERM comes: within an epoch
 SCENES = ["data.source={digit_scenes: {train: 80, held_out: 16}}", "train.batch=16", "train.epochs=2"]
@@ -76,20 +77,20 @@ def resume_strictly(words: list[str], root: Path, device: torch.device, options:
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
     """Send SIGTERM during optimizer step `step`; it must end the training in the block."""
-    original = loop.backward
+    original = Learner.backward
 
-    def stopping(learner: Any, job: Any, batch: Any, number: int) -> Any:
+    def stopping(learner: Any, batch: Any, number: int) -> Any:
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(learner, job, batch, number)
+        return original(learner, batch, number)
 
-    loop.backward = stopping
+    Learner.backward = stopping
     try:
         yield
     except InterruptionError:
         return
     finally:
-        loop.backward = original
+        Learner.backward = original
     raise RuntimeError(f"SIGTERM at step {step} did not stop the training")
 
 

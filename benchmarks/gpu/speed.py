@@ -95,23 +95,21 @@ def measure(experiment: schema.Experiment, data: Any, about: dict[str, Any], opt
     figures: dict[str, Any] = {"batch": experiment.train.batch}
     with ExitStack() as stack:
 
-        def job(*, deterministic: bool) -> Any:
+        def build(*, deterministic: bool) -> Any:
             spec = experiment.train.model_copy(update={**settings, "deterministic": deterministic})
-            return assemble.assemble_job(
-                experiment.model_copy(update={"train": spec}), data, None, None, options.device
-            )
+            return assemble.build_setup(experiment.model_copy(update={"train": spec}), data, None, options.device)
 
         before = used_mib(options.device)
-        training = stack.enter_context(start_training(job(deterministic=True)))
+        training = stack.enter_context(start_training(build(deterministic=True)))
         sides = {"cnnrun": with_kernels(partial(run_own_steps, training), options.device, deterministic=True)}
         sides["cnnrun"](WARM_UP)
         figures["mib"] = peak_mib(options.device) - before
         if not about["compile"]:
-            free = stack.enter_context(start_training(job(deterministic=False)))
+            free = stack.enter_context(start_training(build(deterministic=False)))
             sides["free"] = with_kernels(partial(run_own_steps, free), options.device, deterministic=False)
             sides["free"](WARM_UP)
         before = used_mib(options.device)
-        sides["bare"] = with_kernels(build_bare_steps(job(deterministic=False)), options.device, deterministic=False)
+        sides["bare"] = with_kernels(build_bare_steps(build(deterministic=False)), options.device, deterministic=False)
         sides["bare"](WARM_UP)
         figures["bare_mib"] = peak_mib(options.device) - before
         speeds, waits = run_rounds(sides, training, options)
@@ -135,16 +133,16 @@ def run_own_steps(training: Any, count: int) -> None:
     for _ in range(count):
         training.learner.criterion.set_progress(1.0)
         batch = training.compute_gradients()
-        training.update_weights(FACTOR)
+        training.learner.update_weights(training.state.step, FACTOR)
         training.state.step += 1
         training.clock.images += batch.global_size
-    training.loss_monitor.read_pending(training.learner)
+    training.loss_monitor.read_pending()
 
 
-def build_bare_steps(job: Any) -> Callable[[int], None]:
+def build_bare_steps(setup: Any) -> Callable[[int], None]:
     """Return a hand-written training loop over batches that are on the device already."""
-    learner = Learner(job)
-    source = replace(job, augment=Augment()).batches(job.dataset.splits["train"], 1)
+    learner = Learner(setup)
+    source = replace(setup, augment=Augment()).batches(1)
     batches = [source.at(step) for step in range(min(BATCHES, source.steps_per_epoch))]
     source.close()
     ready = [(batch.images.contiguous(memory_format=torch.channels_last), batch.targets) for batch in batches]
@@ -154,7 +152,7 @@ def build_bare_steps(job: Any) -> Callable[[int], None]:
     def steps(count: int) -> None:
         for number in range(count):
             images, targets = ready[number % len(ready)]
-            with learner.autocast(job.device):
+            with learner.autocast():
                 outputs = learner.forward(images)
             sum(learner.criterion(outputs.float(), targets).values()).backward()
             learner.optimizer.step()
@@ -167,7 +165,7 @@ def run_rounds(
     sides: dict[str, Callable[[int], None]], training: Any, options: Options
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Run the sides in turn; returns the images/s of each by round, and cnnrun's shares of time waiting for data."""
-    count, batch = count_steps_of_a_round(sides["bare"], options), training.job.spec.batch
+    count, batch = count_steps_of_a_round(sides["bare"], options), training.setup.spec.batch
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     waits = []
     for _ in range(3 if options.is_small else 5):

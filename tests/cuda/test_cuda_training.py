@@ -252,12 +252,12 @@ def run_steps(setup: TrainingSetup, steps: int) -> None:
     learner, state = Learner(setup), TrainingState(accumulate=setup.spec.accumulate)
     kernels = deterministic_kernels(setup.device, setup.spec.deterministic)
     with kernels, closing(setup.batches(state.accumulate)) as batches:
-        losses = LossMonitor(state, batches, setup)
+        losses = LossMonitor(learner, state, batches)
         try:
             for step in range(steps):
                 learner.criterion.set_progress(step / steps)
                 loss = learner.backward(batches.at(step), step)
-                losses.add(learner.finiteness_probes(loss), learner)
+                losses.add(learner.finiteness_probes(loss))
                 learner.update_weights(step, 1.0)
                 state.step += 1
                 torch.cuda.set_sync_debug_mode("error")

@@ -29,6 +29,7 @@ from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.experiment import config_file
 from cnnrun.results.studies.train_run import train_run
+from cnnrun.training.learner import Learner
 from tests.support.images import save_picture
 
 SIZE = (10, 12)
@@ -250,8 +251,6 @@ def test_b38_data_that_changed_before_a_resume_is_named(picture_folder, tmp_path
 
     import torch
 
-    from cnnrun.training import loop
-
     text = f"""
 task: classify
 data: {{source: {{folder: {picture_folder}}}, image: {{size: 8, channels: 3}}}}
@@ -259,8 +258,8 @@ model: [flatten]
 train: {{epochs: 2, batch: 8}}
 """
     tried = config_file.parse_config(text, "c.yaml", ["name=c"])
-    update = loop.update_weights
-    monkeypatch.setattr(loop, "update_weights", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
+    update = Learner.update_weights
+    monkeypatch.setattr(Learner, "update_weights", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(InterruptionError):
         train_run(tried, tmp_path, torch.device("cpu"), resume=False)
     monkeypatch.undo()

@@ -96,9 +96,7 @@ def test_evaluation_on_two_ranks_equals_one_process(run):
         from cnnrun.base.ranks import join_ranks
 
         with join_ranks(CPU, 60) as ranks:
-            return measure_split(
-                given.network, given.criterion, given.task, given.choices, data.splits["val"], 16, CPU, ranks
-            ).metrics
+            return measure_split(given.to_measure(), data.splits["val"], 16, ranks).metrics
 
     alone = measure()
     assert alone["AP50"] > 0

@@ -13,6 +13,7 @@ import torch
 from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
 from cnnrun.results.studies.train_run import train_run
+from cnnrun.training.learner import Learner
 from tests.support.images import save_picture
 
 CONFIG = """
@@ -82,10 +83,8 @@ def test_changing_workers_prefetch_and_cache_at_a_resume_changes_no_bit(root, ex
     """The run stops at steps 7 and 19 and resumes with other workers, another prefetch and another cache."""
     import signal
 
-    from cnnrun.training import loop
-
     steps = 0
-    update = loop.update_weights
+    update = Learner.update_weights
 
     def counted(*arguments):
         nonlocal steps
@@ -94,7 +93,7 @@ def test_changing_workers_prefetch_and_cache_at_a_resume_changes_no_bit(root, ex
         if steps in (7, 19):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(loop, "update_weights", counted)
+    monkeypatch.setattr(Learner, "update_weights", counted)
     for workers, prefetch, kind in ((0, 0, "memory"), (2, 3, "none")):
         with pytest.raises(InterruptionError):
             train_config(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs", resume=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cnnrun.training.step import backward, update_weights
 
 from cnnrun.base.errors import DataError
 from cnnrun.data.training_batches import TrainingBatches
@@ -32,13 +31,13 @@ def dataset_or_skip(experiment: schema.Experiment, monkeypatch):
 def test_a_config_starts_at_the_chance_loss_and_learns(path, monkeypatch, tmp_path):
     experiment = config_file.read_config(path, ["train.batch=32", "train.ema=null"])
     data = dataset_or_skip(experiment, monkeypatch)
-    learning = Learner(job := assemble.assemble_job(experiment, data, None, None, CPU))
-    batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
+    learning = Learner(setup := assemble.build_setup(experiment, data, None, CPU))
+    batch = TrainingBatches(data.splits["train"], setup.augment, 32, 10, 0, CPU).at(0)
     losses = []
     for step in range(6):
-        losses.append(float(backward(learning, job, batch, step)))
-        update_weights(learning, job, step, 0.02)
-    if (chance := job.task.learning.guess_loss()) is not None:
+        losses.append(float(learning.backward(batch, step)))
+        learning.update_weights(step, 0.02)
+    if (chance := setup.task.learning.guess_loss()) is not None:
         assert losses[0] == pytest.approx(chance, abs=0.6)
         assert losses[-1] < losses[0]
     # A detector's loss grows at first: the better its boxes, the higher the scores it is to give.

@@ -146,8 +146,8 @@ def test_centres_are_trained_saved_and_initialized_from_the_seed(run, tmp_path):
         from cnnrun.training.learner import Learner
 
         made = digits_experiment(f"seed={seed}")
-        job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
-        firsts.append(Learner(job).criterion.centres.detach().clone())
+        setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU)
+        firsts.append(Learner(setup).criterion.centres.detach().clone())
     assert torch.equal(firsts[0], firsts[1])
     assert not torch.equal(firsts[0], firsts[2])
     assert not torch.allclose(given.criterion.centres, firsts[0], atol=1e-3)
@@ -220,15 +220,13 @@ def test_two_people_have_no_confidence_interval(run):
 def test_embedding_metrics_on_several_ranks_equal_one_process(run, size):
     made, given = open_run.open_trained(run, run.parent.parent, CPU)
     name, data = open_run.prepare_eval_data(made, given, "test")
-    alone = measure_split(given.network, None, given.task, given.choices, data.splits[name], 60, CPU)
+    alone = measure_split(given.to_measure(), data.splits[name], 60)
 
     def of(rank: int) -> object:
         from cnnrun.base.ranks import join_ranks
 
         with join_ranks(CPU, 60) as ranks:
-            return measure_split(
-                given.network, None, given.task, given.choices, data.splits[name], 60, CPU, ranks
-            ).metrics
+            return measure_split(given.to_measure(), data.splits[name], 60, ranks).metrics
 
     assert run_on_ranks(size, of) == [alone.metrics] * size
 

@@ -78,7 +78,6 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 def test_ranks_together_read_the_batches_of_one_process(augment, accumulate, size):
     made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
     setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU)
-    examples = setup.dataset.splits["train"]
     alone = setup.batches(accumulate)
     others = [setup_of(setup, SilentRank(rank, size)).batches(accumulate) for rank in range(size)]
     for step in (0, 1, 20, 22, 23, 47):

@@ -12,6 +12,7 @@ from cnnrun.base.errors import DataError
 from cnnrun.base.user_paths import path_checker
 from cnnrun.data.class_names import sorted_classes
 from cnnrun.data.sources.table import Table
+from cnnrun.data.sources.table_files import read_rows
 from cnnrun.data.targets import float32_problem
 from tests.support.images import save_picture
 

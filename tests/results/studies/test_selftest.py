@@ -10,7 +10,7 @@ from torch import nn
 
 from cnnrun.base.errors import SelftestError
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.experiment import assemble, config_file
+from cnnrun.experiment import config_file, preparation
 from cnnrun.results.studies import selftest
 from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import checkpoints
@@ -93,7 +93,7 @@ def test_a_first_loss_unlike_a_guess_fails(monkeypatch):
 
 
 def test_a_network_that_cannot_learn_fails(monkeypatch):
-    monkeypatch.setattr(selftest, "update_weights", lambda *arguments: None)
+    monkeypatch.setattr(Learner, "update_weights", lambda *arguments: None)
     assert_fails(ALL[4])
 
 
@@ -104,16 +104,16 @@ def test_learning_from_shuffled_labels_fails(monkeypatch):
 
 
 def test_dead_units_and_weights_without_gradients_fail(monkeypatch):
-    real = assemble.assemble_job
+    real = preparation.build_setup
 
     def dying(*arguments):
-        job = real(*arguments)
+        setup = real(*arguments)
         with torch.no_grad():
-            job.network.layers.conv1.conv.weight.fill_(0)
-            job.network.layers.conv1.norm.bias.fill_(-9)
-        return job
+            setup.network.layers.conv1.conv.weight.fill_(0)
+            setup.network.layers.conv1.norm.bias.fill_(-9)
+        return setup
 
-    monkeypatch.setattr(assemble, "assemble_job", dying)
+    monkeypatch.setattr(preparation, "build_setup", dying)
     found = {name for name, passed in check_verdicts().items() if passed is False}
     assert {ALL[6], ALL[7]} <= found
 
@@ -123,20 +123,20 @@ def test_an_output_that_depends_on_its_batch_fails(monkeypatch):
         def forward(self, features):
             return features - features.mean(0)
 
-    real = assemble.assemble_job
+    real = preparation.build_setup
 
     def mixing(*arguments):
-        job = real(*arguments)
-        job.network.head = nn.Sequential(job.network.head, Together())
-        return job
+        setup = real(*arguments)
+        setup.network.head = nn.Sequential(setup.network.head, Together())
+        return setup
 
-    monkeypatch.setattr(assemble, "assemble_job", mixing)
+    monkeypatch.setattr(preparation, "build_setup", mixing)
     found = {name for name, passed in check_verdicts().items() if passed is False}
     assert ALL[8] in found
 
 
 def test_a_failed_check_exits_with_9(run_cli, tiny, monkeypatch):
-    monkeypatch.setattr(selftest, "update_weights", lambda *arguments: None)
+    monkeypatch.setattr(Learner, "update_weights", lambda *arguments: None)
     code, out, err = run_cli("selftest", tiny)
     assert code == 9
     assert "FAILED" in out

@@ -33,6 +33,7 @@ from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.temperature import fit_temperature
+from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, outcome
 from tests.support.interrupted_trainings import digest, stop_at
@@ -342,16 +343,15 @@ def test_a_trial_whose_process_was_killed_is_resumed(config, tmp_path):
     root = tmp_path / "cut"
 
     def killed() -> None:
-        from cnnrun.training import loop
 
-        real = loop.backward
+        real = Learner.backward
 
-        def stepping(learner, job, batch, number):
-            if number == 40 and "trial-1" in str(job.run.path):
+        def stepping(self, batch, number):
+            if number == 40 and "trial-1" in str(self.setup.run.path):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(learner, job, batch, number)
+            return real(self, batch, number)
 
-        loop.backward = stepping
+        Learner.backward = stepping
         run_trials(config, root, 2, "train.epochs=3")
 
     pid, pipe = fork(killed)

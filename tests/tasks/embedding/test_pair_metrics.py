@@ -13,6 +13,7 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from cnnrun.base.errors import DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
