@@ -110,9 +110,7 @@ def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
         found = []
         for count, batch in cases:
             part = _select_first(examples, count)
-            found.append(
-                measure_split(given_.network, given_.criterion, given_.task, given_.facts, part, batch, CPU, ranks)
-            )
+            found.append(measure_split(given_.to_measure(), part, batch, ranks))
         return found
 
     def run(rank: int) -> list[object]:
