@@ -41,7 +41,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.idx import Idx
-from cnnrun.data.storage import InMemory
+from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.model.network import Normalize
 
@@ -108,7 +108,7 @@ def our_epochs(examples: Examples, epochs: range) -> list[float]:
 
 def examples_in_memory(images: torch.Tensor) -> Examples:
     rows = torch.arange(len(images))
-    return Examples(InMemory(images.numpy()), rows, {}, None, rows)
+    return Examples(MemoryStore(images.numpy()), rows, {}, None, rows)
 
 
 def show(title: str, table: dict[str, list[float]], digits: int = 0) -> None:

@@ -69,7 +69,7 @@ def speed(rounds: int, steps: int) -> None:
     learner, batches = Learner(setup), setup.batches(1)
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    ours_gflops = sum(flops(assemble.build_for(experiment, experiment.task.bind(data.facts)))) / 1e9
+    ours_gflops = sum(flops(assemble.build_experiment_network(experiment, experiment.task.bind(data.facts)))) / 1e9
     print(
         f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_ssdlite_gflops(network):.2f} at (3, 320, 320)"
     )

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 from cnnrun.contracts.choices import Choices
-from cnnrun.experiment.checks import listed_facts
+from cnnrun.experiment.checks import facts_before_decoding
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.explain.methods.occlude import occlude
 from cnnrun.explain.methods.patches import find_strongest_cells
 from cnnrun.explain.methods.top_patches import top_patches
-from cnnrun.explain.subject import ImagesToExplain, Subject
+from cnnrun.explain.subject import ExplainedNetwork, ImagesToExplain
 from cnnrun.model.network import build_network, materialize
 from cnnrun.results.report import write as reporting
 from cnnrun.results.studies.train_run import train_run
@@ -55,8 +55,8 @@ def measure_top(run: Path) -> None:
     experiment, trained = open_trained(run, Path("runs"), CPU)
     name, data = prepare_eval_data(experiment, trained, None)
     examples, batch = data.splits[name], experiment.train.batch
-    subject = Subject(trained, experiment.model.layers)
-    places = [place for place in subject.map_layers() if place.shape[0] == 64 and place.kind == "conv"]
+    subject = ExplainedNetwork(trained, experiment.model.layers)
+    places = [place for place in subject.feature_map_layers() if place.shape[0] == 64 and place.kind == "conv"]
     print(f"{len(examples):,} images of {name}; {places[-1].path} gives {places[-1].shape}")
     sides = {
         "evaluation": lambda: measure_split(trained.to_measure(), examples, batch),
@@ -70,7 +70,7 @@ def measure_top(run: Path) -> None:
 
 def measure_occlude(_: Path) -> None:
     experiment = read_config(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
-    task = experiment.task.bind(listed_facts(experiment))
+    task = experiment.task.bind(facts_before_decoding(experiment))
     network = (
         materialize(build_network(experiment.model.layers, task).network, 0)
         .eval()
@@ -88,7 +88,7 @@ def measure_occlude(_: Path) -> None:
         0,
         CPU,
     )
-    subject = Subject(trained, experiment.model.layers)
+    subject = ExplainedNetwork(trained, experiment.model.layers)
     images = ImagesToExplain(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])
     explanation = occlude(subject, images, None, None, 16, 4)
     places = sum(map(len, explanation.data["pictures"][0]["scores"]))

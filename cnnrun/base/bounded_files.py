@@ -111,7 +111,7 @@ def max_unpacked_bytes(packed_bytes: int) -> int:
     return max(_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION * packed_bytes)
 
 
-def refuse_expansion(path: Path, packed_bytes: int, unpacked_bytes: int, error: ErrorType) -> None:
+def check_expansion(path: Path, packed_bytes: int, unpacked_bytes: int, error: ErrorType) -> None:
     """Raise `error` if an archive's declared size is too large for its packed size, or for the memory."""
     if unpacked_bytes > max_unpacked_bytes(packed_bytes):
         raise error(

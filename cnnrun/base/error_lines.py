@@ -23,7 +23,7 @@ def truncate_lines(lines: Sequence[str], noun: str) -> list[str]:
     return [*lines[:MAX_LINES], *rest]
 
 
-def refuse_problems(problems: Iterable[str]) -> None:
+def check_problems(problems: Iterable[str]) -> None:
     """Raise DataError with the first problems and how many more there are; do nothing if there are none.
 
     At most MAX_PROBLEMS are collected. After that the count is a lower bound and the message says "or more".

@@ -23,7 +23,7 @@ _SYSTEM_NAMES = {
 }
 
 
-def is_clutter(name: str) -> bool:
+def is_hidden_or_system_name(name: str) -> bool:
     """Return whether a folder's entry is hidden or written by an operating system, and so is not part of the data."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 

@@ -57,7 +57,7 @@ def restart_count() -> int:
     return _integer("TORCHELASTIC_RESTART_COUNT", 0)
 
 
-def was_restarted() -> bool:
+def is_restarted() -> bool:
     """Return whether torchrun restarted this process after a rank ended."""
     return restart_count() > 0
 

@@ -29,11 +29,11 @@ def data_check(
 ) -> None:
     """Report what is in the data and what is wrong with it. Example: cnnrun data check c.yaml"""
     from cnnrun.experiment.config_file import read_config
-    from cnnrun.experiment.data_check import check_data, refuse_unfit
+    from cnnrun.experiment.data_check import check_audit_passed, check_data
 
     audit = check_data(read_config(config, overrides or []), verify, write_manifest)
     show(audit, as_json, _print_audit)
-    refuse_unfit(audit)
+    check_audit_passed(audit)
 
 
 @data_app.command("show", cls=Command)
@@ -76,12 +76,12 @@ def data_split(
     as_json: Json = False,
 ) -> None:
     """Split images by class into a CSV file for `source: table`. Example: cnnrun data split c.yaml --folds 5"""
-    from cnnrun.data.split_table import Shares, write_split_table
+    from cnnrun.data.split_table import SplitTableSettings, write_split_table
     from cnnrun.experiment.config_file import read_config
 
     if folds == 1 or val + test >= 1:
         raise ConfigError("--folds must be 0 or at least 2, and --val and --test together below 1")
-    shares = Shares(val, test, folds, group_by, seed)
+    shares = SplitTableSettings(val, test, folds, group_by, seed)
     show(write_split_table(read_config(config, overrides or []).data, shares, out), as_json, _print_split)
 
 

@@ -21,11 +21,11 @@ def diagram(
 
     experiment = read_config(config, overrides or [])
     from cnnrun.base.atomic_files import write_text
-    from cnnrun.experiment.checks import outline_of
+    from cnnrun.experiment.checks import build_config_outline
     from cnnrun.explain.figures.network_svg import render_svg
     from cnnrun.model import outline
 
-    parts = outline_of(experiment)
+    parts = build_config_outline(experiment)
     if out is None:
         typer.echo(outline.format_outline(parts))
     else:

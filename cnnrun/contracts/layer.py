@@ -80,7 +80,7 @@ class LayerSpec(Kind):
         return [] if self.from_ is None else [self.from_] if isinstance(self.from_, str) else self.from_
 
 
-def require_maps(kind: str, in_shape: Shape) -> tuple[int, int, int]:
+def require_feature_maps(kind: str, in_shape: Shape) -> tuple[int, int, int]:
     """Return `in_shape` as (C, H, W). Raises ShapeError if it is a vector."""
     if len(in_shape) != 3:
         fix = "move it before `flatten` or the global pool"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.counts import format_count
-from cnnrun.base.error_lines import join_names, refuse_problems
+from cnnrun.base.error_lines import check_problems, join_names
 from cnnrun.base.errors import DataError, escape, is_encodable
 
 # What pandas and spreadsheets write for a missing value: such a label means that there is no label.
@@ -28,7 +28,7 @@ def clean_cell(text: str) -> str:
     return text.strip().strip("\ufeff").strip()
 
 
-def sorted_classes(labels: Iterable[str]) -> list[str]:
+def sort_class_names(labels: Iterable[str]) -> list[str]:
     """Sort the distinct labels: as numbers if all are whole numbers, else as torchvision sorts folders."""
     names = sorted(set(labels))
     return sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,18}", name) for name in names) else names
@@ -40,7 +40,7 @@ def check_class_names(names: Sequence[str], origin: str, *, are_declared: bool) 
     Names are written to configs, figures, reports and exported files, which fails for names that are not valid text.
     A word for a missing value, such as NaN, is refused unless the config declares the classes (`are_declared`).
     """
-    refuse_problems(
+    check_problems(
         f"{origin}: class '{escape(name)}': {problem}"
         for name in names
         if (problem := _unusable_name_problem(name) or (None if are_declared else missing_value_problem(name)))

@@ -12,7 +12,7 @@ from cnnrun.base.bounded_files import read_bytes, read_json_bytes
 from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError, escape
-from cnnrun.base.file_sequences import is_clutter
+from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.user_paths import read_errors
 from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 from cnnrun.data.sources.table_files import Rows, read_rows
@@ -56,7 +56,7 @@ def _guess_file(path: Path) -> Any:
 
 
 def _guess_folder(path: Path) -> Any:
-    entries = sorted(entry for entry in path.iterdir() if not is_clutter(entry.name))
+    entries = sorted(entry for entry in path.iterdir() if not is_hidden_or_system_name(entry.name))
     if (path / "Annotations").is_dir():
         raise _voc_error(path / "Annotations")
     if json_files := sorted((path / "annotations").glob("*.json")):
@@ -139,7 +139,9 @@ def _guess_label(path: Path, rows: Rows, rest: dict[str, list[str]], by_name: di
 
 def _voc_error(folder: Path) -> ConfigError:
     """Error that `init` writes no config for a VOC tree, with the objects that it has."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml" and not is_clutter(file.name))
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix.lower() == ".xml" and not is_hidden_or_system_name(file.name)
+    )
     objects: Counter[str] = Counter()
     for file in files:
         if file.is_file() and file.stat().st_size < 1 << 20:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from cnnrun.base.errors import DataError, UnreadableFileError, escape
-from cnnrun.base.file_sequences import Member, is_clutter
+from cnnrun.base.file_sequences import Member, is_hidden_or_system_name
 from cnnrun.config.spec import SizePair, Spec
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.results import View
@@ -100,7 +100,7 @@ class DecodedImage:
 
 def is_image_name(name: str) -> bool:
     """Return whether a file name has the suffix of an image, in any case, and is not a hidden or temporary file."""
-    return not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+    return not is_hidden_or_system_name(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
 def load_image(path: Path, size: HeightWidth, channels: int, settings: ImageSettings) -> NDArray[np.uint8]:

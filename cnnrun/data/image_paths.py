@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cnnrun.base.errors import DataError, escape
-from cnnrun.base.file_sequences import is_clutter
+from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 
 
@@ -24,7 +24,7 @@ def list_images(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _find_images(folder: Path) -> list[Path]:
     def is_image(path: Path) -> bool:
-        is_visible = not any(map(is_clutter, path.relative_to(folder).parts))
+        is_visible = not any(map(is_hidden_or_system_name, path.relative_to(folder).parts))
         return is_visible and is_image_name(path.name) and path.is_file()
 
     images = sorted(path for path in folder.rglob("*") if is_image(path))

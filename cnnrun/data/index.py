@@ -64,7 +64,7 @@ class SourceIndex:
         )
 
 
-def class_remarks(source_index: SourceIndex) -> list[str]:
+def class_warnings(source_index: SourceIndex) -> list[str]:
     """Warnings about doubtful class names, one line each: similar names, and numbers that may mean a missing label."""
     names = source_index.contents.classes
     lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in similar_names(names)]

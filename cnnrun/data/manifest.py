@@ -50,7 +50,7 @@ def format_manifest(paths: list[Path], root: Path) -> bytes:
     return b"".join(lines)
 
 
-def differences(manifest: Path, paths: list[Path], root: Path) -> dict[str, list[str]]:
+def compare_with_manifest(manifest: Path, paths: list[Path], root: Path) -> dict[str, list[str]]:
     """The names of files that are `changed`, `missing` and `new` compared with a manifest.
 
     Raises DataError if the manifest or a file cannot be read.

@@ -26,7 +26,7 @@ from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content_digest, list_files
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
-from cnnrun.data.index import SourceIndex, class_remarks
+from cnnrun.data.index import SourceIndex, class_warnings
 from cnnrun.data.leakage import apply_leakage_policy, move_copies_together
 from cnnrun.data.settings import Data
 from cnnrun.data.storage import StoredSplit, store_split
@@ -109,7 +109,7 @@ def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits
         return dataset
     has_disjoint_classes = data.split.by == "label"
     moved = [f"{format_count(decoded.moved_count, 'image')} {MOVED_NOTE}"] if decoded.moved_count else []
-    notes = [*class_remarks(source_index), *moved, *_split_remarks(dataset, has_disjoint_classes)]
+    notes = [*class_warnings(source_index), *moved, *_split_remarks(dataset, has_disjoint_classes)]
     dataset = replace(dataset, notes=tuple(notes))
     return _add_statistics(data.image, apply_leakage_policy(dataset, data.leakage, has_disjoint_classes))
 

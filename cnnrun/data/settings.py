@@ -11,7 +11,7 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.sources import Source
-from cnnrun.data.storage import CacheSettings
+from cnnrun.data.storage import StorageSettings
 
 HoldOutPart = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(min_length=1)]
 
@@ -41,7 +41,7 @@ class HoldOut(Spec):
         return self
 
 
-class Data(CacheSettings):
+class Data(StorageSettings):
     """The data set that the network learns from: its source, images, splits and checks."""
 
     source: Annotated[Source, Kinds()]

@@ -32,7 +32,7 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Shares:
+class SplitTableSettings:
     """Settings of a split table: fractions of val and test, or a number of folds; a pattern for groups; the seed."""
 
     val: float
@@ -42,7 +42,7 @@ class Shares:
     seed: int
 
 
-def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
+def write_split_table(data: Data, shares: SplitTableSettings, out: Path) -> dict[str, Any]:
     """Write a row for each image file of the source. Splits that the source has already are kept.
 
     Raises DataError for sources that no table can hold, and ConfigError for settings that do not fit.
@@ -121,7 +121,7 @@ def _join_copies(digests_N: NDArray[np.uint64], groups: Tensor | None) -> Tensor
 
 
 def _split_columns(
-    name: str, split: Split, groups: Tensor | None, shares: Shares, existing: set[str]
+    name: str, split: Split, groups: Tensor | None, shares: SplitTableSettings, existing: set[str]
 ) -> dict[str, list[str]]:
     """The split of each sample, a column for each fold. Only the source's train split is divided."""
     fold_columns = [f"fold_{number + 1}" for number in range(shares.folds)]

@@ -60,7 +60,7 @@ class ImageStore(Protocol):
         ...
 
 
-class InMemory:
+class MemoryStore:
     """Images in an array in memory, or in a mapped file that fits into memory."""
 
     is_in_memory = True
@@ -81,7 +81,7 @@ class InMemory:
         return []
 
 
-class OnDisk:
+class DiskStore:
     """Images in a file too large for memory: each is read when it is taken, and not kept.
 
     The file is not mapped, because the kernel maps up to 2 MiB around each byte that is read, and counts them as this
@@ -137,7 +137,7 @@ def map_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
 
 
-class Streamed:
+class DecodingStore:
     """Images that several threads decode each time they are taken."""
 
     is_in_memory = False
@@ -181,7 +181,7 @@ class StoredSplit:
         )
 
 
-class CacheSettings(Spec):
+class StorageSettings(Spec):
     """Storage of decoded images, and the threads that decode them."""
 
     cache: CacheKind = "auto"
@@ -203,7 +203,7 @@ def store_split(
     split: Split,
     shape: Shape,
     image_settings: ImageSettings,
-    settings: CacheSettings,
+    settings: StorageSettings,
     listing: NDArray[np.int64] | None,
     progress: ProgressBar,
 ) -> StoredSplit:
@@ -211,7 +211,7 @@ def store_split(
     images = split.images
     if isinstance(images, np.ndarray) and images.shape[1:] == (*shape[1:], shape[0]):
         array = np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
-        return StoredSplit(InMemory(array), None, {})
+        return StoredSplit(MemoryStore(array), None, {})
     decoder = Decoder(split, shape, image_settings, listing)
     workers = processor_count() if settings.workers is None else settings.workers
     folder = Path(settings.cache_dir) if settings.cache_dir else cache.user_cache_folder()
@@ -234,16 +234,20 @@ def store_split(
 def _open_images(entry: CacheEntry, decoder: Decoder, workers: int, timeout: float, fits_memory: bool) -> ImageStore:
     """The images of a complete cache entry; without pixels in it, they are decoded at each use."""
     if not entry.keep_pixels:
-        return Streamed(decoder, workers, timeout)
+        return DecodingStore(decoder, workers, timeout)
     path, shape = entry.path / "pixels.u8", (entry.count, *entry.shape)
-    return InMemory(map_file(path, shape)) if fits_memory else OnDisk(path, shape, entry.pixel_hashes(), entry.unseal)
+    return (
+        MemoryStore(map_file(path, shape))
+        if fits_memory
+        else DiskStore(path, shape, entry.pixel_hashes(), entry.unseal)
+    )
 
 
 def is_cached(
     split: Split,
     shape: Shape,
     image_settings: ImageSettings,
-    settings: CacheSettings,
+    settings: StorageSettings,
     listing: NDArray[np.int64] | None,
 ) -> bool:
     """Return whether the cache has all images of the split."""
@@ -265,10 +269,10 @@ def _decode_to_memory(decoder: Decoder, workers: int, timeout: float, progress: 
             pixels[rows], records[rows] = block.pixels, block.records
             problems |= block.problems
             advance(len(rows))
-    return StoredSplit(InMemory(pixels), lambda: records, problems)
+    return StoredSplit(MemoryStore(pixels), lambda: records, problems)
 
 
-def _choose_kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
+def _choose_kind(settings: StorageSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
     """Choose `disk`, `memory` or `none`, with a message if `auto` cannot use the disk. Raises StorageError."""
     needed_gib = len(decoder) * int(np.prod(decoder.shape)) / 2**30
     if folder is None and settings.cache in ("disk", "none"):
@@ -291,7 +295,7 @@ def _choose_kind(settings: CacheSettings, folder: Path | None, key: str, decoder
     return "none"
 
 
-def _disk_problem(settings: CacheSettings, folder: Path | None, key: str, needed_gib: float) -> str | None:
+def _disk_problem(settings: StorageSettings, folder: Path | None, key: str, needed_gib: float) -> str | None:
     """Reason that images of `needed_gib` cannot be kept in the cache folder, or None."""
     if folder is None:
         return "there is no cache folder (HOME is not set)"

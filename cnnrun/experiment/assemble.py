@@ -43,7 +43,7 @@ def prepare_dataset(
     return build_dataset(experiment.data, indexed or index_source(experiment.data), progress_bar, splits)
 
 
-def build_for(experiment: Experiment, task: Task) -> BuiltNetwork:
+def build_experiment_network(experiment: Experiment, task: Task) -> BuiltNetwork:
     """Build the experiment's network for its bound task, without memory. Raises ConfigError."""
     try:
         return build_network(experiment.model.layers, task)
@@ -69,7 +69,7 @@ def build_checked_network(
             raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training images")
     if problem := experiment.train.sampler.batch_problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
-    built = build_for(experiment, task)
+    built = build_experiment_network(experiment, task)
     check_batch_size(experiment.train, facts.counts["train"], built.network, ranks, task.requirements.class_batches)
     if weights:
         match_initial_weights(experiment, built.network, weights, facts)
@@ -83,7 +83,9 @@ def match_initial_weights(
     try:
         return weights_file.match_weights(network, weights, experiment.model.until, experiment.task.bind(facts))
     except tensor_matching.TensorMismatchError as error:
-        raise CheckpointError(*error.table(f"{experiment.model.weights}: not weights of this network")) from None
+        raise CheckpointError(
+            *error.message_lines(f"{experiment.model.weights}: not weights of this network")
+        ) from None
 
 
 def build_setup(

@@ -9,11 +9,16 @@ from torch import Tensor
 
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.task_parts import FeatureLevel
-from cnnrun.data.index import SourceIndex, class_remarks, index_source
+from cnnrun.data.index import SourceIndex, class_warnings, index_source
 from cnnrun.data.prepare import refuse_bad_boxes, refuse_missing_files
-from cnnrun.experiment.assemble import build_checked_network, build_for, load_initial_weights, prepare_dataset
+from cnnrun.experiment.assemble import (
+    build_checked_network,
+    build_experiment_network,
+    load_initial_weights,
+    prepare_dataset,
+)
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_learnable, check_measurable, notes_on_classes
+from cnnrun.experiment.training_checks import check_learnable, check_measurable, class_notes
 from cnnrun.model.network import BuiltNetwork, flops
 from cnnrun.model.outline import OutlineEntry, build_outline
 from cnnrun.model.weights_file import Weights
@@ -31,11 +36,11 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
     if decode:
         data = prepare_dataset(experiment, indexed)
         built, facts = check_learnable(experiment, data, weights), data.facts
-        targets, notes = data.splits["train"].all_targets(), [*data.notes, *notes_on_classes(experiment, data)]
+        targets, notes = data.splits["train"].all_targets(), [*data.notes, *class_notes(experiment, data)]
     else:
         built, facts, targets = _check_undecoded(experiment, indexed, weights)
         notes = [
-            *class_remarks(indexed),
+            *class_warnings(indexed),
             "images were not decoded, so damaged files and duplicates were not looked for",
         ]
     levels = [FeatureLevel(level.shape, level.field, level.stride) for level in built.levels]
@@ -57,7 +62,7 @@ def _check_undecoded(
     experiment: Experiment, indexed: SourceIndex, weights: Weights | None
 ) -> tuple[BuiltNetwork, DataFacts, dict[str, Tensor]]:
     """Check what can be checked without decoding. Returns the network, the data facts and the training targets."""
-    facts, image = listed_facts(experiment), experiment.data.image
+    facts, image = facts_before_decoding(experiment), experiment.data.image
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     refuse_missing_files(indexed, experiment.data.bad_files)
     built = build_checked_network(experiment, facts, weights)
@@ -68,19 +73,22 @@ def _check_undecoded(
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
     """Describe the network for the config's data, one row per layer."""
-    facts = listed_facts(experiment)
-    built = build_for(experiment, experiment.task.bind(facts))
+    facts = facts_before_decoding(experiment)
+    built = build_experiment_network(experiment, experiment.task.bind(facts))
     rows = [asdict(row) | {"flops": row_flops} for row, row_flops in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
     return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
 
 
-def outline_of(experiment: Experiment) -> list[OutlineEntry]:
+def build_config_outline(experiment: Experiment) -> list[OutlineEntry]:
     """The outline of the network for the config's data."""
-    return build_outline(build_for(experiment, experiment.task.bind(listed_facts(experiment))), experiment.task.kind)
+    return build_outline(
+        build_experiment_network(experiment, experiment.task.bind(facts_before_decoding(experiment))),
+        experiment.task.kind,
+    )
 
 
-def listed_facts(experiment: Experiment) -> DataFacts:
+def facts_before_decoding(experiment: Experiment) -> DataFacts:
     """The data facts that are known after listing the files, without decoding them."""
     indexed, shape = index_source(experiment.data), experiment.data.image_shape()
     assert shape is not None, "read_config refuses a config without an image size"

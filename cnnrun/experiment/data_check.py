@@ -38,7 +38,7 @@ def check_data(experiment: Experiment, verify: Path | None, write: Path | None) 
     try:
         dataset = finish_dataset(lenient, indexed, decoded)
     except DataError:
-        refuse_unfit({"refused": refusal, "findings": []})  # training may stop earlier, for another reason
+        check_audit_passed({"refused": refusal, "findings": []})  # training may stop earlier, for another reason
         raise
     audit |= audit_dataset(experiment.data, dataset, progress_bar)
     if decoded.moved_count:
@@ -58,7 +58,7 @@ def _check_manifest(indexed: SourceIndex, verify: Path | None, write: Path | Non
         write_new_file(write, manifest.format_manifest(paths, root))
         audit["manifest"] = str(write)
     if verify:
-        audit["differences"] = manifest.differences(verify, paths, root)
+        audit["differences"] = manifest.compare_with_manifest(verify, paths, root)
     return audit
 
 
@@ -73,7 +73,7 @@ def _training_refusal(experiment: Experiment, indexed: SourceIndex, decoded: Dec
     return None
 
 
-def refuse_unfit(audit: Audit) -> None:
+def check_audit_passed(audit: Audit) -> None:
     """Raise DataError if training would refuse the data, or if its files differ from the manifest."""
     if refused := audit["refused"]:
         error = DataError(*refused["lines"])

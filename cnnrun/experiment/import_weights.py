@@ -49,7 +49,7 @@ def import_weights(
     if out_path.suffix != ".safetensors":
         raise ConfigError(f"--out {out_path}: give a file that ends in .safetensors")
     converted = convert_weights(path, like, match_rule, classes, drop)
-    weights_file.write_weights(out_path, converted.tensors, converted.description, converted.facts)
+    weights_file.write_weights_file(out_path, converted.tensors, converted.description, converted.facts)
     return {
         "path": str(out_path),
         "tensors": len(converted.tensors),
@@ -85,7 +85,7 @@ def convert_weights(
     try:
         matches = tensor_matching.match_tensors(expected, tensors, match_rule, use_all=True)
     except tensor_matching.TensorMismatchError as error:
-        raise CheckpointError(*error.table(f"{path}: not weights of {like} by {match_rule}")) from None
+        raise CheckpointError(*error.message_lines(f"{path}: not weights of {like} by {match_rule}")) from None
     converted = {
         name: tensors[matches[name]] if name in matches else torch.zeros_like(value, device="cpu")
         for name, value in expected.items()

@@ -75,7 +75,7 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
     }
 
 
-def _audit_source(overview: SourceOverview, choice: ConfigChoice) -> tuple[Dataset, dict[str, Any]]:
+def _audit_source(overview: SourceOverview, choice: ChosenSettings) -> tuple[Dataset, dict[str, Any]]:
     """Decode the source with the chosen settings; returns its usable images, and the audit of all its images."""
     settings = Data.model_validate(
         {
@@ -135,7 +135,7 @@ def _survey_source(source: Any) -> SourceOverview:
 
 
 @dataclass(frozen=True)
-class ConfigChoice:
+class ChosenSettings:
     """The chosen settings, and the measured training speed in images per second."""
 
     size: HeightWidth
@@ -150,7 +150,7 @@ class ConfigChoice:
         return {} if overview.has_own_size else {"size": list(self.size), "channels": overview.channels}
 
 
-def _choose_settings(overview: SourceOverview, minutes: float) -> ConfigChoice:
+def _choose_settings(overview: SourceOverview, minutes: float) -> ChosenSettings:
     """Choose the largest image size that allows _MIN_EPOCHS epochs in `minutes`, with its epochs, batch and layers."""
     count = overview.images
     batch = max(2, min(_MAX_BATCH, 2 ** int(math.log2(max(1, _TRAIN_SHARE * count / _WANTED_STEPS_PER_EPOCH)))))
@@ -166,7 +166,7 @@ def _choose_settings(overview: SourceOverview, minutes: float) -> ConfigChoice:
         possible_epochs = int(_STEP_TIME_SHARE * 60 * minutes * speed / count)
         if possible_epochs >= _MIN_EPOCHS or side == sides[0]:
             epochs = max(2, min(wanted_epochs, possible_epochs))
-            return ConfigChoice(size, epochs, batch, speed, layers, split)
+            return ChosenSettings(size, epochs, batch, speed, layers, split)
     raise AssertionError("unreachable: the smallest side is always accepted")
 
 
@@ -234,7 +234,7 @@ def _measure_images_per_second(layers: str, shape: tuple[int, int, int], batch: 
 
 def _format_config(
     overview: SourceOverview,
-    choice: ConfigChoice,
+    choice: ChosenSettings,
     dataset: Dataset,
     findings: dict[str, Any],
     minutes: float,
@@ -261,7 +261,7 @@ def _format_config(
     return "\n".join(lines) + "\n"
 
 
-def _data_section(overview: SourceOverview, choice: ConfigChoice, findings: dict[str, Any]) -> list[str]:
+def _data_section(overview: SourceOverview, choice: ChosenSettings, findings: dict[str, Any]) -> list[str]:
     """Lines of the section `data`; files and images that the audit reports as errors are skipped."""
     errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
     damaged = errors.pop("cannot be decoded", None)
@@ -281,7 +281,7 @@ def _data_section(overview: SourceOverview, choice: ConfigChoice, findings: dict
     return lines
 
 
-def _train_section(choice: ConfigChoice, is_imbalanced: bool, dataset: Dataset) -> list[str]:
+def _train_section(choice: ChosenSettings, is_imbalanced: bool, dataset: Dataset) -> list[str]:
     is_val_small = len(dataset.splits["val"]) < _MIN_VAL_FOR_ACCURACY
     monitor = "val/f1" if is_imbalanced else "val/loss" if is_val_small else "val/accuracy"
     learning_rate = float(f"{0.1 * math.sqrt(choice.batch / 128):.1g}")

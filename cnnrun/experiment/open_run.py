@@ -17,11 +17,11 @@ from cnnrun.contracts.task import Task
 from cnnrun.contracts.task_parts import Criterion
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.index import index_source
-from cnnrun.experiment.assemble import build_for, prepare_dataset
+from cnnrun.experiment.assemble import build_experiment_network, prepare_dataset
 from cnnrun.experiment.config_differences import check_config_fits_run
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.weights_source import read_weights, weights_of_checkpoint
+from cnnrun.experiment.weights_source import checkpoint_weights, read_weights
 from cnnrun.model import tensor_matching, weights_file
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import Network, build_network, materialize
@@ -101,18 +101,18 @@ def open_trained(
     checkpoint = checkpoints.load(path) if path else checkpoints.load_newest(folder / CHECKPOINTS, "best", say)
     if checkpoint is None:
         raise CheckpointError(f"{folder}: no checkpoint yet; continue its training with `cnnrun train CONFIG --resume`")
-    facts, choices, weights = weights_of_checkpoint(checkpoint)
+    facts, choices, weights = checkpoint_weights(checkpoint)
     if (run_facts := read_facts(folder)) and run_facts.classes != facts.classes:
         raise CheckpointError(f"{checkpoint.path}: its classes are not those of {folder / FACTS}")
     try:
         task = experiment.task.bind(facts)
-        network = build_for(experiment, task).network
+        network = build_experiment_network(experiment, task).network
     except (ConfigError, DataError) as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit {folder / CONFIG}: {error.lines[0]}") from None
     try:
         tensor_matching.check_exact_match(network.state_dict(), weights)
     except tensor_matching.TensorMismatchError as error:
-        raise CheckpointError(*error.table(f"{checkpoint.path}: does not fit {folder / CONFIG}")) from None
+        raise CheckpointError(*error.message_lines(f"{checkpoint.path}: does not fit {folder / CONFIG}")) from None
     network = materialize(network, 0)
     network.load_state_dict(weights)
     _prepare_inference(network, device)
@@ -183,7 +183,7 @@ def open_network(run: Path | None, runs: Path, device: torch.device) -> TrainedN
     try:
         matches = tensor_matching.match_by_name(network.state_dict(), weights.tensors)
     except tensor_matching.TensorMismatchError as error:
-        raise CheckpointError(*error.table(f"{run}: does not fit its own description")) from None
+        raise CheckpointError(*error.message_lines(f"{run}: does not fit its own description")) from None
     network = materialize(network, 0)
     weights_file.load_weights(network, weights, matches)
     _prepare_inference(network, device)

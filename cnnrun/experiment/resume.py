@@ -38,14 +38,14 @@ from cnnrun.training.run_records import (
 
 
 @dataclass(frozen=True)
-class ResumableRun:
+class EarlierRun:
     """The run of the same config that `--resume` continues, or whose result it returns if it is finished."""
 
     run: Path
     is_finished: bool
 
 
-def find_resumable(experiment: Experiment, runs: Path, resume: bool, strict: bool = False) -> ResumableRun | None:
+def find_resumable(experiment: Experiment, runs: Path, resume: bool, strict: bool = False) -> EarlierRun | None:
     """Find the newest unfinished run of the same config, or else the newest finished one; None if there is neither.
 
     Without `resume`, only log that an unfinished run exists. With `strict`, raise CheckpointError if all unfinished
@@ -59,7 +59,7 @@ def find_resumable(experiment: Experiment, runs: Path, resume: bool, strict: boo
     run, differences = _find_same_config(experiment, unfinished)
     if run is None and (finished := find_finished_run(experiment, runs)):
         say(f"{finished} of this config is finished: there is nothing left to train")
-        return ResumableRun(finished, is_finished=True)
+        return EarlierRun(finished, is_finished=True)
     if run is None and differences and strict:
         advice = "--strict-resume needs an unfinished run with the same settings; use --resume to start a new run"
         raise CheckpointError(*differences, advice)
@@ -68,7 +68,7 @@ def find_resumable(experiment: Experiment, runs: Path, resume: bool, strict: boo
     if run is None:
         return None
     say(f"resuming {run}")
-    return ResumableRun(run, is_finished=False)
+    return EarlierRun(run, is_finished=False)
 
 
 def _find_same_config(experiment: Experiment, runs: Sequence[Path]) -> tuple[Path | None, list[str]]:
@@ -87,14 +87,14 @@ def _find_same_config(experiment: Experiment, runs: Sequence[Path]) -> tuple[Pat
     return None, lines
 
 
-def refuse_changed_data(run: Path, fingerprint: str) -> None:
+def check_unchanged_data(run: Path, fingerprint: str) -> None:
     """Raise CheckpointError if the data has changed since a finished run was trained."""
     before = read_facts(run)
     if before is not None and before.fingerprint != fingerprint:
         raise CheckpointError(f"{run} is finished, but the data has changed since then; train again without --resume")
 
 
-def refuse_unrepeatable(experiment: Experiment, device: torch.device) -> None:
+def check_repeatable(experiment: Experiment, device: torch.device) -> None:
     """Raise CheckpointError if the training is not deterministic, so a resumed one could differ on the same machine."""
     if device.type == "cuda" and not experiment.train.deterministic:
         line = "--strict-resume: train.deterministic is false, so results on a GPU do not repeat to the bit"
@@ -119,7 +119,7 @@ def check_run_environment(run: Folder, environment: Environment, strict: bool) -
             run.replace(ENVIRONMENT, data)
 
 
-def refuse_changed_weights(run: Path, weights: Weights) -> None:
+def check_unchanged_weights(run: Path, weights: Weights) -> None:
     """Raise CheckpointError if the weights are not the ones that the run started from."""
     before = read_initial_weights(run)
     if before and before.sha256 != weights.digest:

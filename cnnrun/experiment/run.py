@@ -23,15 +23,15 @@ from cnnrun.experiment.assemble import create_run, load_initial_weights
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.resume import (
+    check_repeatable,
     check_run_environment,
+    check_unchanged_data,
+    check_unchanged_weights,
     find_resumable,
     load_resume_checkpoint,
-    refuse_changed_data,
-    refuse_changed_weights,
-    refuse_unrepeatable,
 )
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_same_data, notes_on_classes
+from cnnrun.experiment.training_checks import check_same_data, class_notes
 from cnnrun.training import run_folder
 from cnnrun.training.hooks import TrainingHooks
 from cnnrun.training.loop import fit
@@ -67,8 +67,8 @@ def train(
     """
     reset_peak_memory(device)
     if strict:
-        refuse_unrepeatable(experiment, device)
-    if torchrun.was_restarted() and not resume:
+        check_repeatable(experiment, device)
+    if torchrun.is_restarted() and not resume:
         say("restarted by torchrun: resuming as with --resume")
         resume = True
     with join_ranks(device, experiment.train.timeout) as ranks:
@@ -121,9 +121,9 @@ def _prepare_run(experiment: Experiment, earlier: dict[str, Any] | None, ranks: 
     if earlier:
         experiment = experiment.with_statistics_of(parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
     if earlier and weights:
-        refuse_changed_weights(Path(earlier["run"]), weights)
+        check_unchanged_weights(Path(earlier["run"]), weights)
     prepared = prepare_training(experiment, weights, ranks)
-    for note in [*prepared.data.notes, *notes_on_classes(prepared.experiment, prepared.data)]:
+    for note in [*prepared.data.notes, *class_notes(prepared.experiment, prepared.data)]:
         say(f"data: {note}")
     ranks.barrier(long_timeout=True)
     check_same_data(prepared.data, ranks)
@@ -146,8 +146,8 @@ def _find_earlier_run(experiment: Experiment, runs: Path, resume: bool, strict: 
 def _read_finished(experiment: Experiment, run: Path) -> Result:
     """Read the result of a finished run. Raises CheckpointError if its data or initial weights have changed since."""
     if weights := load_initial_weights(experiment):
-        refuse_changed_weights(run, weights)
-    refuse_changed_data(run, data_fingerprint(experiment.data, index_source(experiment.data)))
+        check_unchanged_weights(run, weights)
+    check_unchanged_data(run, data_fingerprint(experiment.data, index_source(experiment.data)))
     try:
         result = read_result(run)
     except CheckpointError as error:

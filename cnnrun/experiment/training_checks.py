@@ -29,7 +29,7 @@ def check_learnable(experiment: Experiment, data: Dataset, weights: Weights | No
     return built
 
 
-def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:
+def class_notes(experiment: Experiment, data: Dataset) -> list[str]:
     """Lines for the log about the task's class weights and how often the sampler repeats each class."""
     lines = experiment.task.bind(data.facts).showing.data_notes()
     sampler, classes = experiment.train.sampler, data.facts.classes

@@ -44,7 +44,7 @@ def _read_run_weights(path: Path) -> Weights:
         checkpoint = checkpoints.load_newest(path / CHECKPOINTS, "best", lambda line: None)
     if checkpoint is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
-    facts, _, tensors = weights_of_checkpoint(checkpoint)
+    facts, _, tensors = checkpoint_weights(checkpoint)
     description = _describe_run(checkpoint.path.parent.parent)
     return Weights(tensors, "name", description, facts, file_digest(checkpoint.path / checkpoints.MANIFEST))
 
@@ -58,7 +58,7 @@ def _describe_run(run: Path) -> WeightsDescription | None:
     return WeightsDescription(task=experiment.task, image=experiment.data.image, model=experiment.model)
 
 
-def weights_of_checkpoint(checkpoint: checkpoints.Checkpoint) -> tuple[DataFacts, Choices, dict[str, Tensor]]:
+def checkpoint_weights(checkpoint: checkpoints.Checkpoint) -> tuple[DataFacts, Choices, dict[str, Tensor]]:
     """The data facts, the choices and the weights of a checkpoint; the averaged weights if it has them.
 
     Raises CheckpointError if it has no weights, or if a variance is below zero.

@@ -12,7 +12,7 @@ from cnnrun.base.errors import ConfigError, escape
 from cnnrun.config.messages import nearest_suggestion
 from cnnrun.contracts.results import ClassScores
 from cnnrun.explain.backward_rules import relu_modules
-from cnnrun.explain.subject import ImagesToExplain, Subject
+from cnnrun.explain.subject import ExplainedNetwork, ImagesToExplain
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,6 @@ def choose_direction(
     return ScoreDirection(vectors[most_similar], names, class_scores.quantity)
 
 
-def no_relu_note(subject: Subject) -> str:
+def no_relu_note(subject: ExplainedNetwork) -> str:
     """Note for a caption if the network has no ReLU, to which the deconvnet and guided backpropagation would apply."""
     return "" if relu_modules(subject.trained.network) else " No activation is a ReLU, so plain gradients are used."

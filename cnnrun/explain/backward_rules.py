@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnrun.explain.layer_names import LayerPlace, capture_outputs, run_upto
+from cnnrun.explain.layer_names import NamedLayer, capture_outputs, run_upto
 from cnnrun.explain.method_base import BackwardRule
 from cnnrun.model.network import Network
 
@@ -58,7 +58,7 @@ class _RectifiedActivation(torch.autograd.Function):
         return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None
 
 
-def project_to_pixels(network: Network, place: LayerPlace, images_BCHW: Tensor, cells_B3: Tensor) -> Tensor:
+def project_to_pixels(network: Network, place: NamedLayer, images_BCHW: Tensor, cells_B3: Tensor) -> Tensor:
     """Project one activation of each image back to its pixels, as the deconvnet does: [B, C, H, W].
 
     The value of the cell (channel, row, column) passes alone through the transposed filters, the positions that each

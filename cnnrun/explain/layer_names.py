@@ -16,13 +16,13 @@ from cnnrun.base.errors import ConfigError, escape
 from cnnrun.config.messages import nearest_suggestion
 from cnnrun.contracts.layer import Shape
 from cnnrun.model.network import BuiltNetwork, Network
-from cnnrun.model.receptive_field import Signal
+from cnnrun.model.receptive_field import LayerOutput
 
 _MAX_NAMES = 40  # layers that a message lists
 
 
 @dataclass(frozen=True)
-class LayerPlace:
+class NamedLayer:
     """A layer, or a layer that contains others: its path in the YAML, its name in the weights and its output.
 
     `title` is the name to show: the path, or for copies in a `repeat`, which share a path, the name in the weights.
@@ -33,7 +33,7 @@ class LayerPlace:
     module_name: str
     kind: str
     name: str | None
-    output: Signal
+    output: LayerOutput
 
     @property
     def shape(self) -> Shape:
@@ -47,20 +47,23 @@ class LayerPlace:
         return names | {self.name} if self.name else names
 
 
-def layer_places(network: BuiltNetwork) -> list[LayerPlace]:
+def list_layers(network: BuiltNetwork) -> list[NamedLayer]:
     """List the layers of a network in order: structures after the layers inside them, the task's head last."""
     counts = Counter(layer.path for layer in network.layers.values())
     places = []
     for name, layer in network.layers.items():
         title = layer.path if counts[layer.path] == 1 else name
-        places.append(LayerPlace(title, layer.path, name, layer.spec.kind, layer.spec.name, layer.out))
+        places.append(NamedLayer(title, layer.path, name, layer.spec.kind, layer.spec.name, layer.out))
     head = network.rows[-1]
-    return [*places, LayerPlace(head.path, head.path, head.module, head.kind, None, Signal(head.out_shape, whole=True))]
+    return [
+        *places,
+        NamedLayer(head.path, head.path, head.module, head.kind, None, LayerOutput(head.out_shape, is_global=True)),
+    ]
 
 
 def find_layer(
-    places: Sequence[LayerPlace], name: str | None, suitable: Sequence[LayerPlace], need: str, option: str = "--layer"
-) -> LayerPlace:
+    places: Sequence[NamedLayer], name: str | None, suitable: Sequence[NamedLayer], need: str, option: str = "--layer"
+) -> NamedLayer:
     """Find the layer called `name`, which must be one of `suitable`; by default their last conv. Raises ConfigError.
 
     `need` describes what suitable layers have, such as "feature maps", for the error message.
@@ -121,7 +124,7 @@ def run_upto(network: Network, module: str, images_BCHW: Tensor) -> None:
         handle.remove()
 
 
-def layer_features(network: Network, place: LayerPlace, images_BCHW: Tensor) -> Tensor:
+def layer_features(network: Network, place: NamedLayer, images_BCHW: Tensor) -> Tensor:
     """Compute a layer's output for pixel values 0..255, without gradients."""
     with torch.no_grad(), capture_outputs(network, [place.module_name]) as outputs:
         run_upto(network, place.module_name, images_BCHW)

@@ -17,7 +17,7 @@ from cnnrun.data.image_files import load_with_view
 from cnnrun.data.image_paths import list_images
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.experiment.schema import Experiment
-from cnnrun.explain.subject import ImagesToExplain, Subject
+from cnnrun.explain.subject import ExplainedNetwork, ImagesToExplain
 from cnnrun.training.checkpoints import list_checkpoints
 from cnnrun.training.run_records import CHECKPOINTS
 
@@ -40,7 +40,7 @@ class OpenRun:
     """A run with its network; data is loaded on demand."""
 
     experiment: Experiment
-    subject: Subject
+    subject: ExplainedNetwork
     runs: Path
     device: torch.device
 
@@ -82,7 +82,7 @@ class OpenRun:
         pixels = examples.load_images(index_B).to(trained.device).float()
         return ImagesToExplain(pixels, [examples.sample_name(index) for index in indices], target_texts, targets)
 
-    def history(self) -> Iterator[tuple[int, Subject]]:
+    def history(self) -> Iterator[tuple[int, ExplainedNetwork]]:
         """Open some of the run's checkpoints, each with its step. Raises ConfigError, CheckpointError."""
         run = self.subject.trained.run
         checkpoints = list_checkpoints(run / CHECKPOINTS)
@@ -97,10 +97,10 @@ class OpenRun:
 def open_run(run: Path | None, runs: Path, device: torch.device) -> OpenRun:
     """Open a run, a checkpoint or the newest run of a config; by default the newest run. Raises CheckpointError."""
     experiment, trained = open_trained(run, runs, device)
-    return OpenRun(experiment, Subject(trained, experiment.model.layers), runs, device)
+    return OpenRun(experiment, ExplainedNetwork(trained, experiment.model.layers), runs, device)
 
 
-def _load_file_images(subject: Subject, paths: Sequence[Path]) -> ImagesToExplain:
+def _load_file_images(subject: ExplainedNetwork, paths: Sequence[Path]) -> ImagesToExplain:
     trained = subject.trained
     channels, height, width = trained.facts.image
     pixels = [load_with_view(path, (height, width), channels, trained.image)[0] for path in paths]

@@ -19,7 +19,7 @@ from cnnrun.contracts.results import ClassScores
 from cnnrun.data.dataset import Examples
 from cnnrun.explain.figures.panels import to_pillow
 from cnnrun.explain.figures.png import render_png
-from cnnrun.explain.layer_names import LayerPlace, find_layer, layer_features, layer_places
+from cnnrun.explain.layer_names import NamedLayer, find_layer, layer_features, list_layers
 from cnnrun.model.network import BuiltNetwork, build_network
 from cnnrun.model.trained_network import TrainedNetwork
 
@@ -63,7 +63,7 @@ class ImagesToExplain:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExplainedNetwork:
     """A trained network and its layers."""
 
     trained: TrainedNetwork
@@ -75,9 +75,9 @@ class Subject:
         return build_network(self.layers, self.trained.task)
 
     @cached_property
-    def places(self) -> list[LayerPlace]:
+    def places(self) -> list[NamedLayer]:
         """The network's layers with their names, in order."""
-        return layer_places(self.built_network)
+        return list_layers(self.built_network)
 
     @cached_property
     def batch_size(self) -> int:
@@ -94,24 +94,24 @@ class Subject:
         )
         return replace(batch_scores[0], raw_BK=raw, display_BK=display, default_B=default)
 
-    def layer_features(self, place: LayerPlace, images_BCHW: Tensor) -> Tensor:
+    def layer_features(self, place: NamedLayer, images_BCHW: Tensor) -> Tensor:
         """Compute a layer's output for any number of images in batches, without gradients."""
         network = self.trained.network
         return torch.cat(
             [layer_features(network, place, batch) for batch in images_BCHW.split(self.batch_size)]
         ).float()
 
-    def find_layer(self, name: str) -> LayerPlace:
+    def find_layer(self, name: str) -> NamedLayer:
         """Find a layer by name, whatever its output. Raises ConfigError."""
         return find_layer(self.places, name, self.places, "features")
 
-    def informative_layers(self) -> list[LayerPlace]:
+    def informative_layers(self) -> list[NamedLayer]:
         """List the layers before the head that change something in evaluation; the head alone if there are none."""
         places = [place for place in self.places if place.module_name != "head"]
         informative = [place for place in places if place.kind not in PASS_THROUGH_KINDS]
         return informative or self.places[-1:]
 
-    def find_map_layer(self, name: str | None) -> LayerPlace:
+    def find_feature_map_layer(self, name: str | None) -> NamedLayer:
         """Find a layer whose outputs are feature maps by its name. Raises ConfigError.
 
         Without a name, choose the first layer that the task's head takes by name (a detector's finest level), else the
@@ -119,13 +119,13 @@ class Subject:
         """
         if name is None:
             name = next(iter(self.trained.task.requirements.feature_layers), None)
-        return find_layer(self.places, name, self.map_layers(), "feature maps")
+        return find_layer(self.places, name, self.feature_map_layers(), "feature maps")
 
-    def map_layers(self) -> list[LayerPlace]:
+    def feature_map_layers(self) -> list[NamedLayer]:
         """List the layers whose outputs are feature maps."""
         return [place for place in self.places if len(place.shape) == 3]
 
-    def check_channels(self, place: LayerPlace, channels: Sequence[int]) -> list[int]:
+    def check_channels(self, place: NamedLayer, channels: Sequence[int]) -> list[int]:
         """Check channels of a layer; returns them without duplicates. Raises ConfigError."""
         if invalid := [channel for channel in channels if not 0 <= channel < place.shape[0]]:
             raise ConfigError(f"--channel {invalid[0]}: {place.title} has {place.shape[0]} channels, numbered from 0")

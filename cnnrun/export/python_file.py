@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.config.spec import Kind
-from cnnrun.export.python_source import Call, SourceCollector, constructor_call, extract_layers, extract_repeats
+from cnnrun.export.python_source import Expression, SourceCollector, constructor_call, extract_layers, extract_repeats
 from cnnrun.model.trained_network import ExportedNetwork
 
 _HEAD = '''"""A network that was trained and exported by cnnrun {cnnrun}. It needs only torch.
@@ -133,5 +133,5 @@ def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str,
     return "\n".join(pieces)
 
 
-def _function_text(name: str, call: Call) -> str:
+def _function_text(name: str, call: Expression) -> str:
     return f"\ndef {name}() -> nn.Module:\n    return {call.text(4, len('return '))}\n"

@@ -26,7 +26,7 @@ _MIN_FUNCTION_LINES = 3  # shorter calls are not moved to a function of their ow
 
 
 @dataclass(frozen=True)
-class Call:
+class Expression:
     """An expression of the generated source: a call `name(first, key=value)`, or a list or mapping; see `brackets`."""
 
     name: str
@@ -47,17 +47,17 @@ class Call:
 
 
 def _value_text(value: Any, indent: int, prefix_length: int) -> str:
-    return value.text(indent, prefix_length) if isinstance(value, Call) else str(value)
+    return value.text(indent, prefix_length) if isinstance(value, Expression) else str(value)
 
 
 def _one_line(value: Any) -> str:
-    if not isinstance(value, Call):
+    if not isinstance(value, Expression):
         return str(value)
     arguments = ", ".join(f"{key}{_one_line(argument)}" for key, argument in value.arguments)
     return f"{value.name}{value.brackets[0]}{arguments}{value.brackets[1]}"
 
 
-def constructor_call(module: nn.Module) -> Call:
+def constructor_call(module: nn.Module) -> Expression:
     """Return the call that constructs a module like this one, including its submodules."""
     name = type(module).__name__
     name = f"nn.{name}" if type(module).__module__.startswith("torch.") else name
@@ -73,7 +73,7 @@ def constructor_call(module: nn.Module) -> Call:
         value = _constructor_argument(module, parameter.name)
         if is_required or value != parameter.default:
             arguments.append(("" if is_required else f"{parameter.name}=", _literal(value)))
-    return Call(name, tuple(arguments))
+    return Expression(name, tuple(arguments))
 
 
 def _constructor_argument(module: nn.Module, name: str) -> Any:
@@ -93,55 +93,55 @@ def _literal(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return constructor_call(value)
     if isinstance(value, list):
-        return Call("", tuple(("", _literal(item)) for item in value), "[]")
+        return Expression("", tuple(("", _literal(item)) for item in value), "[]")
     if isinstance(value, dict):
-        return Call("", tuple((f"{_literal(key)}: ", _literal(item)) for key, item in value.items()), "{}")
+        return Expression("", tuple((f"{_literal(key)}: ", _literal(item)) for key, item in value.items()), "{}")
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _sequence(name: str, children: dict[str, nn.Module]) -> Call:
+def _sequence(name: str, children: dict[str, nn.Module]) -> Expression:
     """Call for a sequence: `chain(conv=..., norm=...)`, which the generated file defines, or an OrderedDict.
 
     The latter is for names that cannot be keyword arguments, and for subclasses of nn.Sequential.
     """
     are_keywords = all(child.isidentifier() and not iskeyword(child) and child != "__debug__" for child in children)
     if name == "nn.Sequential" and are_keywords:
-        return Call("chain", tuple((f"{child}=", constructor_call(module)) for child, module in children.items()))
-    return Call(name, (("", Call("OrderedDict", (("", _literal(children)),))),))
+        return Expression("chain", tuple((f"{child}=", constructor_call(module)) for child, module in children.items()))
+    return Expression(name, (("", Expression("OrderedDict", (("", _literal(children)),))),))
 
 
 # --- functions for repeated calls and for layers ----------------------------------------------------------------------
 
 
-def extract_repeats(call: Call) -> tuple[Call, dict[str, Call]]:
+def extract_repeats(call: Expression) -> tuple[Expression, dict[str, Expression]]:
     """Replace every long call that occurs again by a function; return the result and the functions, inner first."""
-    counts: dict[Call, int] = {}
+    counts: dict[Expression, int] = {}
     _count_calls(call, counts)
     repeated = {part for part, count in counts.items() if count > 1 and _is_long(part)}
-    names: dict[Call, str] = {}
-    functions: dict[str, Call] = {}
+    names: dict[Expression, str] = {}
+    functions: dict[str, Expression] = {}
 
     def replace_repeats(value: Any) -> Any:
-        if not isinstance(value, Call):
+        if not isinstance(value, Expression):
             return value
         if value in names:
-            return Call(names[value], ())
+            return Expression(names[value], ())
         arguments = tuple((key, replace_repeats(argument)) for key, argument in value.arguments)
-        body = Call(value.name, arguments, value.brackets)
+        body = Expression(value.name, arguments, value.brackets)
         if value not in repeated:
             return body
         names[value] = f"part{len(names) + 1}"
         functions[names[value]] = body
-        return Call(names[value], ())
+        return Expression(names[value], ())
 
     return replace_repeats(call), functions
 
 
-def _is_long(call: Call) -> bool:
+def _is_long(call: Expression) -> bool:
     return call.text().count("\n") >= _MIN_FUNCTION_LINES
 
 
-def _count_calls(call: Call, counts: dict[Call, int]) -> None:
+def _count_calls(call: Expression, counts: dict[Expression, int]) -> None:
     counts[call] = counts.get(call, 0) + 1
     if counts[call] == 1 and call.brackets == "()":
         for _, value in call.arguments:
@@ -149,35 +149,35 @@ def _count_calls(call: Call, counts: dict[Call, int]) -> None:
                 _count_calls(inner_call, counts)
 
 
-def _inner_calls(value: Any) -> Iterator[Call]:
+def _inner_calls(value: Any) -> Iterator[Expression]:
     """Calls of modules directly inside a value, also in lists and mappings."""
-    if isinstance(value, Call) and value.brackets == "()" and value.name != "OrderedDict":
+    if isinstance(value, Expression) and value.brackets == "()" and value.name != "OrderedDict":
         yield value
-    elif isinstance(value, Call):
+    elif isinstance(value, Expression):
         for _, argument in value.arguments:
             yield from _inner_calls(argument)
 
 
-def extract_layers(network: Call) -> tuple[Call, dict[str, Call]]:
+def extract_layers(network: Expression) -> tuple[Expression, dict[str, Expression]]:
     """Replace each longer top-level layer of a Network by the call of a function; return the call and the functions."""
-    functions: dict[str, Call] = {}
+    functions: dict[str, Expression] = {}
 
     def extract_layer(key: str, value: Any) -> tuple[str, Any]:
-        if not isinstance(value, Call) or not value.arguments or not _is_long(value):
+        if not isinstance(value, Expression) or not value.arguments or not _is_long(value):
             return key, value
         name = "layer_" + re.sub(r"\W", "", key)
         functions[name] = value
-        return key, Call(name, ())
+        return key, Expression(name, ())
 
-    def replace_layers(call: Call) -> Call:
+    def replace_layers(call: Expression) -> Expression:
         """Descend to the list of layers, through `LinkedChain({...}, ...)` or `nn.Sequential(OrderedDict({...}))`."""
         if call.name not in ("LinkedChain", "nn.Sequential", "OrderedDict"):
-            return Call(call.name, tuple(extract_layer(*argument) for argument in call.arguments), call.brackets)
+            return Expression(call.name, tuple(extract_layer(*argument) for argument in call.arguments), call.brackets)
         (first_key, value), *rest = call.arguments
-        return Call(call.name, ((first_key, replace_layers(value)), *rest), call.brackets)
+        return Expression(call.name, ((first_key, replace_layers(value)), *rest), call.brackets)
 
     normalize, (key, layers), head = network.arguments
-    return Call(network.name, (normalize, (key, replace_layers(layers)), head)), functions
+    return Expression(network.name, (normalize, (key, replace_layers(layers)), head)), functions
 
 
 # --- source of cnnrun's classes ---------------------------------------------------------------------------------------

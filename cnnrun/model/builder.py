@@ -21,7 +21,7 @@ from cnnrun.model import structures
 from cnnrun.model.layers.activation import make_in_place
 from cnnrun.model.layers.merge import Concatenation, Product, Sum
 from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
-from cnnrun.model.receptive_field import Signal, propagate_window
+from cnnrun.model.receptive_field import LayerOutput, propagate_window
 from cnnrun.model.structures import Branches, LinkedChain, SumOfBranches, link_names
 
 MAX_LAYERS = 3_000  # far above any real network; building 3,000 layers takes about two seconds
@@ -49,7 +49,7 @@ class BuiltLayer:
     path: str
     spec: LayerSpec
     in_shapes: tuple[Shape, ...]
-    out: Signal
+    out: LayerOutput
 
     @property
     def out_shape(self) -> Shape:
@@ -82,10 +82,10 @@ class Builder:
         self.problems: list[ShapeProblem] = []
 
     def build_body(
-        self, nodes: Sequence[Any], signal: Signal, feature_names: Sequence[str]
-    ) -> tuple[nn.Module, list[Signal]]:
+        self, nodes: Sequence[Any], signal: LayerOutput, feature_names: Sequence[str]
+    ) -> tuple[nn.Module, list[LayerOutput]]:
         """Build the layers; also return the head's inputs: the outputs named in `feature_names`, or the last one."""
-        signals: dict[str, Signal] = {}
+        signals: dict[str, LayerOutput] = {}
         layers, signal = self.build_chain(nodes, signal, ("model",), signals)
         if not feature_names or self.problems:
             return layers, [signal]
@@ -100,8 +100,13 @@ class Builder:
         return LinkedChain(modules, inputs, kept, list(feature_names)), features
 
     def build_chain(
-        self, nodes: Sequence[Any], signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str = "layers"
-    ) -> tuple[nn.Module, Signal]:
+        self,
+        nodes: Sequence[Any],
+        signal: LayerOutput,
+        path: KeyPath,
+        signals: dict[str, LayerOutput],
+        prefix: str = "layers",
+    ) -> tuple[nn.Module, LayerOutput]:
         """Build the layers of one list and add their outputs to `signals`. Stop at the first failure."""
         modules, keys = {}, _LayerKeys(nodes)
         for index, node in enumerate(nodes):
@@ -130,8 +135,8 @@ class Builder:
         return _build_chain_module(nodes, modules), signal
 
     def build_layer(
-        self, node: Any, sources: list[Signal], path: KeyPath, signals: dict[str, Signal], prefix: str
-    ) -> tuple[nn.Module, Signal]:
+        self, node: Any, sources: list[LayerOutput], path: KeyPath, signals: dict[str, LayerOutput], prefix: str
+    ) -> tuple[nn.Module, LayerOutput]:
         """Build one layer or structure. Raises ShapeError."""
         signal = sources[0]
         if isinstance(node, structures.Sequential):
@@ -144,7 +149,7 @@ class Builder:
             return self._build_parallel(node, signal, path, signals, prefix)
         return self._build_leaf(node, sources, path, prefix)
 
-    def build_head(self, task: Task, levels: list[Signal]) -> nn.Module:
+    def build_head(self, task: Task, levels: list[LayerOutput]) -> nn.Module:
         """Build the task's head on the feature maps `levels` and add its summary row. Raises BuildError."""
         shapes = [level.shape for level in levels]
         try:
@@ -156,8 +161,8 @@ class Builder:
         return head
 
     def _build_leaf(
-        self, node: LayerSpec, sources: list[Signal], path: KeyPath, prefix: str
-    ) -> tuple[nn.Module, Signal]:
+        self, node: LayerSpec, sources: list[LayerOutput], path: KeyPath, prefix: str
+    ) -> tuple[nn.Module, LayerOutput]:
         if len(self.rows) >= MAX_LAYERS:
             raise ShapeError(f"the network has more than {MAX_LAYERS:,} layers", "repeat less")
         module = node.build(sources[0].shape)
@@ -169,8 +174,8 @@ class Builder:
             raise self._describe_failure(node, sources[0].shape, error) from None
 
     def _add_row(
-        self, path: str, kind: str, prefix: str, module: nn.Module, sources: list[Signal], window: Window
-    ) -> Signal:
+        self, path: str, kind: str, prefix: str, module: nn.Module, sources: list[LayerOutput], window: Window
+    ) -> LayerOutput:
         """Run a module on the meta device, add its summary row and return its output. Raises ShapeError."""
         with torch.no_grad():
             out = module.eval()(*[torch.empty(1, *source.shape, device="meta") for source in sources])
@@ -187,8 +192,8 @@ class Builder:
                 out_shape=signal.shape,
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
                 activation_bytes=4 * out[0].numel(),
-                receptive_field=None if signal.whole else signal.field,
-                stride=None if signal.whole else signal.stride,
+                receptive_field=None if signal.is_global else signal.field,
+                stride=None if signal.is_global else signal.stride,
             )
         )
         return signal
@@ -201,15 +206,15 @@ class Builder:
             return ShapeError(reason, "pool or stride less before it, or give a larger data.image.size")
         return ShapeError(str(error).split("\n")[0].rstrip("."), "change this layer or what comes before it")
 
-    def _find_signal(self, name: str, signals: dict[str, Signal]) -> Signal:
+    def _find_signal(self, name: str, signals: dict[str, LayerOutput]) -> LayerOutput:
         if name not in signals:
             names = f"earlier names: {', '.join(signals)}" if signals else "no earlier layer has a name"
             raise _InvalidNameError("from", f"no earlier layer is named {name!r}; {names}")
         return signals[name]
 
     def _build_repeat(
-        self, node: structures.Repeat, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
-    ) -> tuple[nn.Module, Signal]:
+        self, node: structures.Repeat, signal: LayerOutput, path: KeyPath, signals: dict[str, LayerOutput], prefix: str
+    ) -> tuple[nn.Module, LayerOutput]:
         modules, has_links = {}, bool(link_names(node.layers))
         for number in range(1, node.times + 1):
             problem_count = len(self.problems)
@@ -224,8 +229,13 @@ class Builder:
         return nn.Sequential(OrderedDict(modules)), signal
 
     def _build_residual(
-        self, node: structures.Residual, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
-    ) -> tuple[nn.Module, Signal]:
+        self,
+        node: structures.Residual,
+        signal: LayerOutput,
+        path: KeyPath,
+        signals: dict[str, LayerOutput],
+        prefix: str,
+    ) -> tuple[nn.Module, LayerOutput]:
         problem_count = len(self.problems)
         layers, out = self.build_chain(node.layers, signal, (*path, "layers"), dict(signals), f"{prefix}.layers")
         if len(self.problems) > problem_count:
@@ -250,8 +260,8 @@ class Builder:
         return SumOfBranches(layers, shortcut, activation), total
 
     def _build_shortcut(
-        self, node: structures.Residual, signal: Signal, out: Signal, path: str, prefix: str
-    ) -> tuple[nn.Module, Signal]:
+        self, node: structures.Residual, signal: LayerOutput, out: LayerOutput, path: str, prefix: str
+    ) -> tuple[nn.Module, LayerOutput]:
         """Build the identity, or a 1x1 conv with the stride that brings `signal` to the shape of `out`."""
         shapes_agree = signal.shape == out.shape
         if node.shortcut == "identity" and not shapes_agree:
@@ -270,8 +280,13 @@ class Builder:
         return module, shortcut_out
 
     def _build_parallel(
-        self, node: structures.Parallel, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
-    ) -> tuple[nn.Module, Signal]:
+        self,
+        node: structures.Parallel,
+        signal: LayerOutput,
+        path: KeyPath,
+        signals: dict[str, LayerOutput],
+        prefix: str,
+    ) -> tuple[nn.Module, LayerOutput]:
         problem_count = len(self.problems)
         modules, branch_signals = [], []
         for number, layers in enumerate(node.branches):

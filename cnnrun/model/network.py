@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.task import Task
 from cnnrun.model.builder import Builder, BuildError, BuiltLayer, SummaryRow
-from cnnrun.model.receptive_field import Signal
+from cnnrun.model.receptive_field import LayerOutput
 
 
 class Normalize(nn.Module):
@@ -59,7 +59,7 @@ class BuiltNetwork:
     image: Shape
     rows: list[SummaryRow] = field(default_factory=list)
     layers: dict[str, BuiltLayer] = field(default_factory=dict)
-    levels: list[Signal] = field(default_factory=list)
+    levels: list[LayerOutput] = field(default_factory=list)
 
     @property
     def parameter_count(self) -> int:
@@ -71,7 +71,7 @@ def build_network(nodes: Sequence[Any], task: Task) -> BuiltNetwork:
     """Build the network for the task's images, without memory. Raises BuildError."""
     builder, facts = Builder(), task.facts
     with torch.device("meta"):
-        layers, levels = builder.build_body(nodes, Signal(facts.image), task.requirements.feature_layers)
+        layers, levels = builder.build_body(nodes, LayerOutput(facts.image), task.requirements.feature_layers)
         if builder.problems:
             raise BuildError(builder.problems)
         head = builder.build_head(task, levels)

@@ -20,7 +20,7 @@ class TensorMismatchError(Exception):
         super().__init__("; ".join(rows))
         self.rows = rows
 
-    def table(self, title: str) -> list[str]:
+    def message_lines(self, title: str) -> list[str]:
         """The message for the user: a title and at most 10 rows."""
         more = [f"  and {len(self.rows) - _MAX_ROWS} more"] if len(self.rows) > _MAX_ROWS else []
         return [f"{title} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_MAX_ROWS]), *more]

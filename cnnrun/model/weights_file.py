@@ -84,7 +84,7 @@ def parse_description(text: str, where: str) -> WeightsDescription:
     return WeightsDescription.model_validate(tree)
 
 
-def write_weights(path: Path, tensors: StateDict, description: WeightsDescription, facts: DataFacts) -> None:
+def write_weights_file(path: Path, tensors: StateDict, description: WeightsDescription, facts: DataFacts) -> None:
     """Write a weights file with its metadata, completely or not at all. Raises StorageError."""
     config = yaml_reader.dump_yaml(description.model_dump(mode="json", by_alias=True, exclude_none=True))
     metadata = {"cnnrun.config": config, "cnnrun.facts": json.dumps(facts.to_json())}

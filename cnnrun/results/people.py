@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
-from cnnrun.base.file_sequences import is_clutter
+from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.prediction import Prediction
 from cnnrun.contracts.task_parts import Matching
@@ -46,7 +46,7 @@ class IdentityOptions:
     threshold: float | None = None
     far: float | None = None
 
-    def open_network(self) -> tuple[TrainedNetwork, Matching]:
+    def open_embedding_network(self) -> tuple[TrainedNetwork, Matching]:
         """Open the network; returns it with its matching. Raises ConfigError if it gives no embeddings."""
         trained = open_network(self.run, self.runs, self.device)
         if trained.task.matching is None:
@@ -72,7 +72,7 @@ class IdentityOptions:
 
 def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, batch: int = 2) -> dict[str, Any]:
     """Compare two images and decide whether they show the same person."""
-    trained, matching = options.open_network()
+    trained, matching = options.open_embedding_network()
     threshold = options.choose_threshold(trained, matching)
     embeddings, _ = _embed_images(trained, list(list_images([first_path, second_path])), batch)
     if len(embeddings) != 2:
@@ -117,7 +117,7 @@ def enroll_people(
     _check_arguments(folder, gallery_path, add, remove)
     if folder is None and not remove:  # reading needs no network
         return _summarize_gallery(gallery_path, gallery_file.read_gallery(gallery_path), [], [])
-    trained, matching = options.open_network()
+    trained, matching = options.open_embedding_network()
     existing = gallery_file.read_gallery(gallery_path) if gallery_path.exists() else None
     if existing is not None and folder is not None and not add:
         return _confirm_same_people(trained, folder, gallery_path, existing, batch)
@@ -174,7 +174,7 @@ def _embed_people(trained: TrainedNetwork, folder: Path, batch: int) -> dict[str
     """Embed the images of each person, from a folder that holds a folder for each. Raises DataError."""
     if not folder.is_dir():
         raise DataError(f"{escape(str(folder))}: no such folder")
-    entries = sorted(entry for entry in folder.iterdir() if not is_clutter(entry.name))
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden_or_system_name(entry.name))
     paths_by_person = {entry.name: list(list_images([entry])) for entry in entries if entry.is_dir()}
     if not paths_by_person:
         raise DataError(f"{escape(str(folder))}: needs a folder for each person")
@@ -248,7 +248,7 @@ def identify_people(
     options: IdentityOptions, paths: Sequence[Path], gallery_path: Path, search: GallerySearch, batch: int
 ) -> Iterator[PredictedFile]:
     """Identify the person in each image, or nobody if none is similar enough."""
-    trained, matching = options.open_network()
+    trained, matching = options.open_embedding_network()
     threshold = options.choose_threshold(trained, matching)
     gallery = gallery_file.read_gallery(gallery_path)
     gallery_file.refuse_other_network(gallery, gallery_path, trained.digest, matching.dimension)

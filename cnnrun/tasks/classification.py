@@ -16,7 +16,7 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts, format_per_class
-from cnnrun.contracts.layer import Shape, require_maps, require_vector
+from cnnrun.contracts.layer import Shape, require_feature_maps, require_vector
 from cnnrun.contracts.prediction import Prediction
 from cnnrun.contracts.results import BatchTensors, ClassScores, Measurement, Results, View
 from cnnrun.contracts.task import Requirements, Task, TaskSpec
@@ -211,7 +211,7 @@ class ClassifyLearning(Learning):
         (in_shape,) = in_shapes
         classes = len(self.facts.classes)
         if self.spec.classifier == "conv":
-            return ConvClassifier(require_maps("its conv classifier", in_shape)[0], classes)
+            return ConvClassifier(require_feature_maps("its conv classifier", in_shape)[0], classes)
         return nn.Linear(require_vector("its linear layer", in_shape), classes)
 
     def build_criterion(self) -> Criterion:

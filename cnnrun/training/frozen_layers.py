@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnnrun.base.errors import NonFiniteError, escape
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.storage import InMemory
+from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.model.network import Network
 from cnnrun.model.structures import LinkedChain
@@ -93,7 +93,7 @@ def compute_features(
                 features[part.index_B] = out
                 advance(len(part))
         assert features is not None, "no split is empty"
-        return replace(examples, images=InMemory(features.numpy()), rows=torch.arange(len(examples)))
+        return replace(examples, images=MemoryStore(features.numpy()), rows=torch.arange(len(examples)))
 
     return replace(dataset, splits={name: with_features(dataset.splits[name]) for name in _SPLITS_READ})
 

@@ -20,7 +20,7 @@ def restore_training(learner: Learner, checkpoint: checkpoints.Checkpoint) -> Tr
             tensor_matching.check_exact_match(learner.ema.average, checkpoint.parts["ema"])
         learner.restore(checkpoint, state.step)
     except tensor_matching.TensorMismatchError as mismatch:
-        raise CheckpointError(*mismatch.table(f"{checkpoint.path}: not of this network")) from None
+        raise CheckpointError(*mismatch.message_lines(f"{checkpoint.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path}: not of this training: {first_line(error)}") from None
     return state

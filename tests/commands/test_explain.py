@@ -54,9 +54,9 @@ def test_layers_are_found_by_path_by_name_and_by_module_name(run):
         ([None, "last", "model[7].conv"], "layers.last"),
     ):
         for word in words:
-            assert subject.find_map_layer(word).module_name == module, word
-    for place in subject.map_layers():
-        assert subject.find_map_layer(place.module_name) == subject.find_map_layer(place.title) == place
+            assert subject.find_feature_map_layer(word).module_name == module, word
+    for place in subject.feature_map_layers():
+        assert subject.find_feature_map_layer(place.module_name) == subject.find_feature_map_layer(place.title) == place
 
 
 @pytest.mark.parametrize("command", WITH_A_LAYER)
@@ -268,11 +268,11 @@ def test_the_worst_images_have_the_largest_loss(task, of_each_task):
     examples = run_.load_examples("val")
     bad = find_worst_images(run_.subject, examples, 5, 8)
     if task == "verify":  # see test_worst_embeddings_leave_out_identities_with_one_image
-        assert "another identity" in bad.badness_name
+        assert "another identity" in bad.measure_name
         return
-    assert bad.badness_name == "loss"
-    found = bad.mistakes
-    values = [each.badness for each in found]
+    assert bad.measure_name == "loss"
+    found = bad.images
+    values = [each.measure for each in found]
     assert values == sorted(values, reverse=True)
     given = run_.subject.trained
     index = torch.tensor([found[0].sample])

@@ -24,7 +24,7 @@ from cnnrun.data.image_records import digest
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.data.storage import OnDisk, store_split
+from cnnrun.data.storage import DiskStore, store_split
 from tests.support.images import save_picture
 
 IMAGE = {"size": 8, "channels": 3}
@@ -210,12 +210,12 @@ def test_image_storage_is_chosen_by_size_and_reported(picture_folder, cache_fold
             store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar).images
         ).__name__
 
-    assert kind(disk_gib=1e-9) == "InMemory"
+    assert kind(disk_gib=1e-9) == "MemoryStore"
     assert "kept in memory and not for the next run" in capfd.readouterr().err
-    assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
+    assert kind(disk_gib=1e-9, memory_gib=1e-9) == "DecodingStore"
     assert "decoded again at each use" in capfd.readouterr().err
-    assert kind(memory_gib=1e-9) == "OnDisk"
-    assert kind(disk_gib=1e-9) == "InMemory"  # the entry exists already, so there is no warning
+    assert kind(memory_gib=1e-9) == "DiskStore"
+    assert kind(disk_gib=1e-9) == "MemoryStore"  # the entry exists already, so there is no warning
     assert capfd.readouterr().err == ""
 
 
@@ -223,7 +223,7 @@ def test_a_file_above_the_memory_limit_is_read_in_pieces(tmp_path, picture_folde
     pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
     pixels.tofile(tmp_path / "p")
     hashes = np.array([digest(picture.tobytes()) for picture in pixels], np.uint64)
-    pictures = OnDisk(tmp_path / "p", pixels.shape, hashes, lambda: None)
+    pictures = DiskStore(tmp_path / "p", pixels.shape, hashes, lambda: None)
     rows = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(pictures.take(rows).numpy(), pixels[rows.numpy()])
     assert str(tmp_path / "p") not in Path("/proc/self/maps").read_text()

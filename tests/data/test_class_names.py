@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnrun.base.errors import DataError
-from cnnrun.base.file_sequences import is_clutter
+from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.data.class_names import (
     check_class_names,
     clean_cell,
@@ -122,7 +122,7 @@ def test_numeric_names_far_from_the_others_are_questionable():
     "name", ["._a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "__MACOSX", "desktop.ini", ".ipynb_checkpoints"]
 )
 def test_clutter_files_are_not_images(name):
-    assert is_clutter(name)
+    assert is_hidden_or_system_name(name)
     assert not is_image_name(name)
 
 

@@ -19,7 +19,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources import Source
-from cnnrun.data.storage import InMemory
+from cnnrun.data.storage import MemoryStore
 from tests.support.images import save_picture
 
 DATA = TypeAdapter(Data)
@@ -241,7 +241,7 @@ def test_an_empty_split_is_refused(tmp_path):
 def test_array_samples_are_named_by_source_and_row():
     split = Split(np.zeros((3, 2, 2, 1), np.uint8), {"labels": torch.zeros(3)}, "digits")
     rows = torch.tensor([2, 0])
-    examples = Examples(InMemory(np.zeros((3, 1, 2, 2), np.uint8)), rows, {}, split, rows)
+    examples = Examples(MemoryStore(np.zeros((3, 1, 2, 2), np.uint8)), rows, {}, split, rows)
     assert examples.sample_name(0) == "digits[2]"
 
 

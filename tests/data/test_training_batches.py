@@ -23,7 +23,7 @@ from cnnrun.data.epoch_order import balanced_order
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.data.storage import InMemory
+from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import TrainingBatches, batches_in_order
 from cnnrun.tasks.classification import Classify
 
@@ -162,7 +162,7 @@ def test_starting_at_any_step_changes_no_bit(asked, size, drop_last):
     pixels = np.random.default_rng(0).integers(0, 256, (203, 3, 17, 17), dtype=np.uint8)
     rows = torch.arange(203)
     split = Split(pixels.transpose(0, 2, 3, 1), {"labels": rows % 3}, "noise")
-    coloured = Examples(InMemory(pixels), rows, split.targets, split, rows)
+    coloured = Examples(MemoryStore(pixels), rows, split.targets, split, rows)
 
     def fresh() -> TrainingBatches:
         augment, steps = Augment.model_validate(asked), 203 // size + (not drop_last)

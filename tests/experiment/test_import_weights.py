@@ -79,7 +79,7 @@ def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
 
     facts = parse_facts(saved.state, "here")[0]
     about = weights_file.WeightsDescription(task=tried.task, image=tried.data.image, model=tried.model)
-    weights_file.write_weights(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
+    weights_file.write_weights_file(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
     read = read_weights(tmp_path / "w.safetensors")
     assert (read.description, read.facts, read.match_rule) == (about, facts, "name")
     assert all(torch.equal(read.tensors[name], value) for name, value in saved.parts["model"].items())
@@ -238,7 +238,7 @@ def test_torchvision_state_dicts_are_imported_in_order(name, tmp_path):
     theirs = torchvision.models.get_model(name, weights=None).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     made = convert_weights(tmp_path / "w.pth", name, "order", "imagenet", [])
-    weights_file.write_weights(tmp_path / "w.safetensors", made.tensors, made.description, made.facts)
+    weights_file.write_weights_file(tmp_path / "w.safetensors", made.tensors, made.description, made.facts)
     used = open_run.open_network(tmp_path / "w.safetensors", tmp_path, CPU).network
     pictures = torch.randn(1, 3, 224, 224).to(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
     from PIL import Image
 
     made = convert_weights(PTH, "mobilenet_v2", "order", "imagenet", [])
-    weights_file.write_weights(tmp_path / "w.safetensors", made.tensors, made.description, made.facts)
+    weights_file.write_weights_file(tmp_path / "w.safetensors", made.tensors, made.description, made.facts)
     ours = open_run.open_network(tmp_path / "w.safetensors", tmp_path, CPU).network
     theirs = torchvision.models.mobilenet_v2().eval()
     theirs.load_state_dict(torch.load(PTH, weights_only=True))

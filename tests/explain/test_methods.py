@@ -17,7 +17,7 @@ from cnnrun.base.errors import ConfigError
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.explain.aim import choose_direction
 from cnnrun.explain.backward_rules import project_to_pixels, use_backward_rule
-from cnnrun.explain.layer_names import LayerPlace, capture_outputs, layer_features, layer_places
+from cnnrun.explain.layer_names import NamedLayer, capture_outputs, layer_features, list_layers
 from cnnrun.explain.methods import Embed, Evolve, Invariance, Top
 from cnnrun.explain.methods.gradients import class_activation_maps, input_gradients
 from cnnrun.explain.methods.invariance import image_transforms
@@ -38,7 +38,7 @@ def run(linked_run) -> Path:
     return linked_run
 
 
-def small_network(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
+def small_network(seed: int = 0) -> tuple[nn.Module, dict[str, NamedLayer]]:
     """Network of conv, ReLU, max-pool, conv, ReLU in float64, and its layers by module name."""
     made = parse_config(
         "task: classify\ndata: {source: digits}\nmodel:\n"
@@ -47,7 +47,7 @@ def small_network(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
         "small.yaml",
     )
     built = build_network(made.model.layers, made.task.bind(two_class_facts()))
-    known = {place.module_name: place for place in layer_places(built)}
+    known = {place.module_name: place for place in list_layers(built)}
     return materialize(built.network, seed).double().eval(), known
 
 
@@ -117,7 +117,7 @@ def test_explaining_leaves_the_network_unchanged(run):
     subject = open_run(run).subject
     pictures = torch.rand(2, 1, 8, 8) * 16
     before = subject.trained.network(pictures)
-    place = subject.find_map_layer(None)
+    place = subject.find_feature_map_layer(None)
     project_to_pixels(subject.trained.network, place, pictures, torch.tensor([[0, 1, 1], [3, 2, 2]]))
     layer_features(subject.trained.network, place, pictures)
     assert torch.equal(subject.trained.network(pictures), before)
@@ -144,7 +144,7 @@ def test_top_equals_a_search_of_every_image(batch, run):
     run_ = open_run(run)
     subject, examples = run_.subject, run_.load_examples("val")
     for word in ("stem", "model[3]", "last"):
-        place = subject.find_map_layer(word)
+        place = subject.find_feature_map_layer(word)
         maps = layer_features(subject.trained.network, place, examples.load_images(torch.arange(len(examples))).float())
         best = maps.flatten(2).amax(2)
         found = find_strongest_cells(subject.trained, place, examples, batch)
@@ -251,7 +251,7 @@ def test_evolve_shows_each_checkpoint_and_its_last_equals_top(run):
     assert steps == sorted(steps)
     opened_ = open_run(run / "checkpoints" / f"step-{steps[-1]:08d}")
     found = find_strongest_cells(
-        opened_.subject.trained, opened_.subject.find_map_layer("last"), opened_.load_examples("val"), 64
+        opened_.subject.trained, opened_.subject.find_feature_map_layer("last"), opened_.load_examples("val"), 64
     )
     last = [each for each in data["patches"] if each["step"] == steps[-1]]
     assert [each["value"] for each in last] == pytest.approx(found.values[0, [1, 2]].tolist(), rel=1e-5)
@@ -276,7 +276,7 @@ def test_embeddings_are_means_of_feature_maps_and_train_a_probe(run, tmp_path):
     kept = np.load(path)
     run_ = open_run(run)
     examples = run_.load_examples("val")
-    place = run_.subject.find_map_layer("last")
+    place = run_.subject.find_feature_map_layer("last")
     maps = layer_features(
         run_.subject.trained.network, place, examples.load_images(torch.arange(len(examples))).float()
     )
@@ -336,8 +336,8 @@ def test_gradcam_of_a_detector_weights_each_cell_by_its_own_gradient(of_each_tas
     """For a detector's best score, gradients times feature maps highlight the cells around that detection."""
     run_ = open_run(of_each_task["detect"])
     subject, shown = run_.subject, run_.load_images(Selection("val", 6))
-    found, _, _ = class_activation_maps(subject, shown, subject.find_map_layer(None).module_name, "p3", None)
-    network, module = subject.trained.network, subject.find_map_layer(None).module_name
+    found, _, _ = class_activation_maps(subject, shown, subject.find_feature_map_layer(None).module_name, "p3", None)
+    network, module = subject.trained.network, subject.find_feature_map_layer(None).module_name
     for number in range(len(shown)):
         with capture_outputs(network, [module]) as kept:
             said = compute_class_scores(subject.trained, shown.pixels[number : number + 1])
@@ -353,7 +353,7 @@ def test_explanations_do_not_depend_on_the_batch_size(run):
     for size in (128, 3, 1):
         subject = open_run(run).subject
         subject.__dict__["batch_size"] = size
-        place = subject.find_map_layer(None)
+        place = subject.find_feature_map_layer(None)
         found.append(
             [
                 subject.class_scores(pixels).display_BK,
@@ -387,7 +387,7 @@ def test_worst_embeddings_leave_out_identities_with_one_image(of_each_task):
         if (same & others).any():
             gaps.append((float(cosine[~same].max() - cosine[same & others].max()), place))
     expected = sorted(gaps, reverse=True)[:4]
-    assert [each.badness for each in found.mistakes] == pytest.approx([gap for gap, _ in expected], abs=1e-5)
+    assert [each.measure for each in found.images] == pytest.approx([gap for gap, _ in expected], abs=1e-5)
     assert found.sample_count == len(alone)
 
 
@@ -397,4 +397,4 @@ def test_the_worst_images_report_how_many_were_searched(run, monkeypatch):
     monkeypatch.setattr(module, "_MAX_SEARCHED", 50)
     found = find_worst_images(open_run(run).subject, open_run(run).load_examples("val"), 3, 16)
     assert found.sample_count == 50
-    assert len(found.mistakes) == 3
+    assert len(found.images) == 3

@@ -26,7 +26,7 @@ from cnnrun.model.layers import Leaf
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.norm import Norm
 from cnnrun.model.network import BuiltNetwork, build_network, flops, materialize
-from cnnrun.model.receptive_field import Signal
+from cnnrun.model.receptive_field import LayerOutput
 from cnnrun.model.structures import Node
 from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 from cnnrun.tasks.classification import Classify
@@ -79,7 +79,7 @@ def leaf(draw: st.DrawFn, known: list[str]) -> dict[str, Any]:
 
 
 @st.composite
-def node(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) -> dict[str, Any]:
+def node(draw: st.DrawFn, signal: LayerOutput, known: dict[str, LayerOutput], depth: int) -> dict[str, Any]:
     inner = {
         "leaf": lambda: draw(leaf(list(known))),
         "residual": lambda: {
@@ -99,7 +99,7 @@ def node(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) 
 
 
 @st.composite
-def chain(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) -> list[dict[str, Any]]:
+def chain(draw: st.DrawFn, signal: LayerOutput, known: dict[str, LayerOutput], depth: int) -> list[dict[str, Any]]:
     """A sequence of valid layers: candidates that the builder refuses are left out."""
     made: list[dict[str, Any]] = []
     known = dict(known)
@@ -128,7 +128,7 @@ def chain(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int)
 @st.composite
 def networks(draw: st.DrawFn) -> BuiltNetwork:
     image = (draw(st.sampled_from([1, 3])), *draw(st.sampled_from([(8, 8), (9, 12)])))
-    layers = draw(chain(Signal(image), {}, 2))
+    layers = draw(chain(LayerOutput(image), {}, 2))
     specs = NODES.validate_python([*layers, "flatten"])
     facts = DataFacts(("a", "b", "c"), image, (100.0,) * image[0], (60.0,) * image[0])
     return build_network(specs, Classify().bind(facts))

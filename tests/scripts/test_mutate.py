@@ -13,7 +13,7 @@ from tests.support.mutations import MUTATIONS, ROOT, changed_source
 
 # fmt: off
 CORE = {
-    "training.step", "training.loss_monitor", "training.nonfinite", "training.learner", "training.schedules",
+    "training.setup", "training.loss_monitor", "training.nonfinite", "training.learner", "training.schedules",
     "training.optimizers", "training.ema",
     "data.training_batches", "base.randomness", "data.augment.settings", "data.augment.geometry",
     "data.augment.colour", "data.augment.random_slots", "data.augment.mixing", "base.boxes",

@@ -15,7 +15,7 @@ from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment import assemble, config_file, open_run, schema
-from cnnrun.experiment.checks import listed_facts
+from cnnrun.experiment.checks import facts_before_decoding
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
@@ -323,4 +323,8 @@ def test_summary_diagram_and_check_report_the_levels(tmp_path, run_cli):
 def test_a_shipped_block_can_be_replaced(tmp_path):
     own = SCENES + "blocks: {fpn_up: {parameters: {lateral, out_channels: 4}, layers: [{conv: $out_channels}]}}\n"
     made = config_file.parse_config(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
-    assert assemble.build_for(made, made.task.bind(listed_facts(made))).levels[0].shape == (16, 6, 6)
+    assert assemble.build_experiment_network(made, made.task.bind(facts_before_decoding(made))).levels[0].shape == (
+        16,
+        6,
+        6,
+    )

@@ -32,7 +32,7 @@ from cnnrun.data.sources.shards import Shards
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
 from cnnrun.experiment import config_file
-from cnnrun.experiment.weights_source import read_weights, weights_of_checkpoint
+from cnnrun.experiment.weights_source import checkpoint_weights, read_weights
 from cnnrun.results import gallery_file
 from cnnrun.training import checkpoints, run_records
 
@@ -148,7 +148,7 @@ PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
     "manifest": (
         "m",
         lambda root: b"a" * 64 + b"  0.png\n",
-        lambda p: manifest.differences(p, [p.parent / "0.png"], p.parent),
+        lambda p: manifest.compare_with_manifest(p, [p.parent / "0.png"], p.parent),
     ),
     "gallery": ("g.safetensors", gallery_bytes, gallery_file.read_gallery),
     "weights": ("w.safetensors", lambda root: safetensors.torch.save({"w": torch.ones(3)}, {"a": "b"}), read_weights),
@@ -228,7 +228,7 @@ def test_a_changed_checkpoint_gives_weights_or_a_user_error(tmp_path, trained_ru
         if name != "manifest.json":
             reseal(generation)
         try:
-            weights_of_checkpoint(checkpoints.load(generation))
+            checkpoint_weights(checkpoints.load(generation))
         except UserError as error:
             assert error.exit_code == 3
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cnnrun.base.bounded_files import open_file, refuse_expansion
+from cnnrun.base.bounded_files import check_expansion, open_file
 from cnnrun.base.counts import format_count
-from cnnrun.base.error_lines import join_names, refuse_problems
+from cnnrun.base.error_lines import check_problems, join_names
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
@@ -138,7 +138,7 @@ def _refuse_large_archive(path: Path) -> None:
     """Raise DataError if the arrays would not fit the memory, before any of them is unpacked."""
     with open_file(path, DataError) as file, zipfile.ZipFile(file) as archive:
         unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
-    refuse_expansion(path, path.stat().st_size, unpacked_bytes, DataError)
+    check_expansion(path, path.stat().st_size, unpacked_bytes, DataError)
 
 
 def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
@@ -177,7 +177,7 @@ def _convert_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[i
         row, column = bad[0]
         raise DataError(f"{path}: {name}[{row}, {column}] is {values[row, column]}; expected a finite number")
     if values.dtype.kind in "iuf":
-        refuse_problems(
+        check_problems(
             f"{path}: {problem}"
             for t, column_values in enumerate(values.T)
             if (problem := float32_problem(f"{name}[:, {t}]", column_values))

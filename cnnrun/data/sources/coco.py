@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cnnrun.base.bounded_files import read_json_bytes
 from cnnrun.base.counts import format_count
-from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.error_lines import check_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
@@ -118,7 +118,7 @@ class _AnnotationFile:
                 problems.append(f"{self.path}: image {row['id']}: needs height and width, has {size}")
             else:
                 images[row["id"]] = AnnotatedImage(str(folder / name), size, str(self.path))
-        refuse_problems(problems)
+        check_problems(problems)
         labels = {category_id: label for label, category_id in enumerate(category_ids)}
         for row in self._annotations:
             if problem := _annotation_problem(row, images, labels):
@@ -130,7 +130,7 @@ class _AnnotationFile:
             box_id = f"annotation {row['id']} of {escape(Path(image.path).name)}"
             box = Box((x, y, x + width, y + height), labels[row["category_id"]], role, box_id, row.get("area"))
             image.boxes.append(box)
-        refuse_problems(problems)
+        check_problems(problems)
         if ignored := sum(bool(row.get("ignore")) and not row.get("iscrowd") for row in self._annotations):
             counted = format_count(ignored, "annotation")
             say(f"{self.path}: `ignore` has no effect on {counted}; write `iscrowd: 1` to ignore one")

@@ -14,7 +14,7 @@ from torch import Tensor
 from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import DataError, escape
-from cnnrun.base.file_sequences import Files, is_clutter
+from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
@@ -77,7 +77,9 @@ class Folder(SourceSpec):
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folders in `root` that are named like splits. Raises DataError if two of them name the same split."""
     folders: dict[str, Path] = {}
-    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_clutter(entry.name)):
+    for entry in sorted(
+        entry for entry in root.iterdir() if entry.is_dir() and not is_hidden_or_system_name(entry.name)
+    ):
         if split := parse_split_name(entry.name):
             if split in folders:
                 raise DataError(f"{escape(str(root))}: both {folders[split].name} and {entry.name} are {split} folders")
@@ -87,7 +89,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _say_unread(folder: Path, read_paths: Sequence[Path], level: Literal["splits", "classes"]) -> None:
     """Say which entries of a folder of splits or classes are not read; `_read_split` reports images without a class."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry not in read_paths and not is_clutter(entry.name))
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry not in read_paths and not is_hidden_or_system_name(entry.name)
+    )
     if level == "classes":
         names = [name for name in names if (folder / name).is_file() and not is_image_name(name)]
     if names:
@@ -96,7 +100,9 @@ def _say_unread(folder: Path, read_paths: Sequence[Path], level: Literal["splits
 
 def _class_names(folder: Path) -> list[str]:
     """The names of the class folders in the folder of a split, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_clutter(entry.name))
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden_or_system_name(entry.name)
+    )
 
 
 def _add_pairs(splits: dict[str, Split], classes: list[str], path: Path) -> dict[str, Split]:
@@ -171,9 +177,9 @@ def _image_paths(folder: Path, root: Path) -> list[str]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not is_clutter(name)]
+        folders[:] = [name for name in folders if not is_hidden_or_system_name(name)]
         for name in names:
-            if not is_clutter(name):
+            if not is_hidden_or_system_name(name):
                 (paths if is_image_name(name) else left_out).append(f"{parent}{os.sep}{name}")
     if left_out:
         counted, example = format_count(len(left_out), "file"), Path(left_out[0]).name

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.base.bounded_files import open_file, open_gzip, refuse_expansion
+from cnnrun.base.bounded_files import check_expansion, open_file, open_gzip
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
@@ -103,7 +103,7 @@ def _read_idx_array(path: Path, content: str) -> NDArray[np.uint8]:
             raise DataError(f"{path}: not an IDX file of {content}")
         shape = tuple(int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
         count = math.prod(shape)
-        refuse_expansion(path, path.stat().st_size, count, DataError)  # before it is unpacked
+        check_expansion(path, path.stat().st_size, count, DataError)  # before it is unpacked
         data = file.read(count)
         if not count or len(data) < count or file.read(1):
             size = f"{len(data):,}" if len(data) < count else "more"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.error_lines import check_problems
 from cnnrun.base.errors import DataError, escape
 
 _MAX_BYTES = 1 << 28
@@ -56,7 +56,7 @@ def read_pairs(path: Path) -> tuple[list[PairLine], tuple[int, int] | None]:
             pairs.append(PairLine((cells[0], cells[0]), (cells[1], cells[2]), line))
         else:
             pairs.append(PairLine((cells[0], cells[2]), (cells[1], cells[3]), line))
-    refuse_problems(problems)
+    check_problems(problems)
     if not pairs:
         raise DataError(f"{path}: has no pairs")
     if not has_header:
@@ -94,7 +94,7 @@ def pair_targets(
             problems.append(f"{path}:{line.number}: repeats the pair of line {earlier_line}")
         line_of_pair[pair] = line.number
         pairs.append((first, second))
-    refuse_problems(problems)
+    check_problems(problems)
     return _pad_pairs(pairs, _assign_folds(path, [line.people[0] == line.people[1] for line in lines], header), count)
 
 

@@ -25,15 +25,15 @@ from pydantic import Field
 
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import open_file
-from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.error_lines import check_problems
 from cnnrun.base.errors import DataError, StorageError, escape
 from cnnrun.base.extras import require_package
-from cnnrun.base.file_sequences import Members, is_clutter
+from cnnrun.base.file_sequences import Members, is_hidden_or_system_name
 from cnnrun.base.ownership import check_ownership
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data import cache
-from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
+from cnnrun.data.class_names import clean_cell, missing_value_problem, sort_class_names
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES
 
 _FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
@@ -70,9 +70,9 @@ class Shards(SourceSpec):
             split: self._list_samples(urls) for split in ("train", "val", "test") if (urls := getattr(self, split))
         }
         all_labels = [label for _, labels in samples.values() for label in labels]
-        classes = self.classes or sorted_classes(all_labels if has_disjoint_classes else samples["train"][1])
+        classes = self.classes or sort_class_names(all_labels if has_disjoint_classes else samples["train"][1])
         if not self.classes:
-            refuse_problems(
+            check_problems(
                 f"{members[i]}: its label {escape(label)!r} {problem}"
                 for members, labels in samples.values()
                 for i, label in enumerate(labels)
@@ -84,7 +84,7 @@ class Shards(SourceSpec):
             label_index = {label: int(label) for label in set(all_labels) if int(label) < len(classes)}
         else:
             label_index = {name: i for i, name in enumerate(classes)}
-        refuse_problems(
+        check_problems(
             f"{members[i]}: its label {escape(label)!r} is not a class"
             for members, labels in samples.values()
             for i, label in enumerate(labels)
@@ -259,7 +259,7 @@ def _index_shard(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 base, _, extension = member.name.rpartition("/")[2].partition(".")
-                in_clutter = any(map(is_clutter, PurePosixPath(member.name).parts))
+                in_clutter = any(map(is_hidden_or_system_name, PurePosixPath(member.name).parts))
                 if not member.isreg() or not base or not extension or in_clutter:
                     continue
                 if member.issparse() or member.offset_data + member.size > size:

@@ -12,14 +12,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cnnrun.base.error_lines import join_names, refuse_problems
+from cnnrun.base.error_lines import check_problems, join_names
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import TargetKind
-from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
+from cnnrun.data.class_names import clean_cell, missing_value_problem, sort_class_names
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
 from cnnrun.data.targets import float32_problem
@@ -94,12 +94,12 @@ one for each class."""
             raise DataError(f"{path}: has no column {escape(missing[0])!r} (columns: {join_names(list(rows.columns))})")
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # an image without any of the classes
         non_empty = [column for column in needed if column not in may_be_empty]
-        refuse_problems(_cell_problems(rows, non_empty, self.image_column, path_checker(root)))
+        check_problems(_cell_problems(rows, non_empty, self.image_column, path_checker(root)))
         _refuse_bare_names(rows, self.image_column, root)
         for column in dict.fromkeys(needed[1:]):  # ' cat' and 'cat' are one class
             rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
         name_columns = [] if self.has_declared_classes or self.numbers else columns
-        refuse_problems(_missing_value_problems(rows, [*name_columns, *([group_column] if group_column else [])]))
+        check_problems(_missing_value_problems(rows, [*name_columns, *([group_column] if group_column else [])]))
         split_of_row = _row_splits(rows, split_column)
         self._say_unread(rows, split_column, group_column)
         has_classes = [has_disjoint_classes or name == "train" for name in split_of_row]
@@ -148,7 +148,7 @@ one for each class."""
         if self.labels:
             return self._read_label_sets(rows, rows.columns[self.labels], is_class_row)
         labels = _read_one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
-        collected = sorted_classes(label for label, is_used in zip(labels, is_class_row, strict=True) if is_used)
+        collected = sort_class_names(label for label, is_used in zip(labels, is_class_row, strict=True) if is_used)
         classes = self.classes or (self.label if isinstance(self.label, list) else collected)
         label_index = {name: i for i, name in enumerate(classes)}
         self._refuse_unknown_labels(rows, [[label] for label in labels], label_index)
@@ -159,18 +159,18 @@ one for each class."""
     ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """The classes and targets of a column that lists the labels of each row."""
         sets = [[label for text in cell.split(self.separator) if (label := clean_cell(text))] for cell in cells]
-        refuse_problems(
+        check_problems(
             f"{rows.location(i)}: {escape(label)!r} is listed twice"
             for i, labels in enumerate(sets)
             for label in dict.fromkeys(labels)
             if labels.count(label) > 1
         )
         collected = (label for labels, is_used in zip(sets, is_class_row, strict=True) if is_used for label in labels)
-        classes = self.classes or sorted_classes(collected)
+        classes = self.classes or sort_class_names(collected)
         if not classes:
             raise DataError(f"{rows.path}: no training row has a label in {escape(str(self.labels))!r}")
         if not self.classes:
-            refuse_problems(self._list_problems(rows, sets))
+            check_problems(self._list_problems(rows, sets))
             self._say_joined_classes(rows, set(classes))
         label_index = {name: i for i, name in enumerate(classes)}
         self._refuse_unknown_labels(rows, sets, label_index)
@@ -181,7 +181,7 @@ one for each class."""
 
     def _refuse_unknown_labels(self, rows: Rows, sets: Sequence[Sequence[str]], label_index: dict[str, int]) -> None:
         problem = "is not in data.source.table.classes" if self.classes else "is not a class of the training rows"
-        refuse_problems(
+        check_problems(
             f"{rows.location(i)}: {escape(label)!r} {problem}"
             for i, labels in enumerate(sets)
             for label in labels
@@ -240,7 +240,7 @@ def _row_splits(rows: Rows, column: str | None) -> list[str]:
     """The split of each row; train if there is no column. Raises DataError for other words, and if train is empty."""
     cells = rows.columns[column] if column else ["train"] * len(rows)
     splits = [parse_split_name(cell) for cell in cells]
-    refuse_problems(
+    check_problems(
         f"{rows.location(i)}: split is {escape(cells[i])!r}; use train, val or test"
         for i, split in enumerate(splits)
         if split is None
@@ -297,14 +297,14 @@ def _read_one_hot(rows: Rows, columns: list[str]) -> list[str]:
         if len(row_labels) != 1:
             problems.append(f"{rows.location(i)}: {len(row_labels)} of the label columns are 1; expected exactly one")
         labels += row_labels[:1] or [""]
-    refuse_problems(problems)
+    check_problems(problems)
     return labels
 
 
 def _read_booleans(rows: Rows, columns: list[str]) -> Tensor:
     """The cells 0 and 1 as bool [N, K]. Raises DataError for any other cell."""
     values = [[_parse_boolean(cell) for cell in rows.columns[column]] for column in columns]
-    refuse_problems(
+    check_problems(
         f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected 0 or 1"
         for column, column_values in zip(columns, values, strict=True)
         for i, value in enumerate(column_values)
@@ -316,14 +316,14 @@ def _read_booleans(rows: Rows, columns: list[str]) -> Tensor:
 def _read_numbers(rows: Rows, columns: list[str]) -> Tensor:
     """The cells as float32 [N, T]. Raises DataError for cells that are not numbers, or too fine for float32."""
     values = [[_parse_cell_number(cell) for cell in rows.columns[column]] for column in columns]
-    refuse_problems(
+    check_problems(
         f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected a number, such as "
         "-1.5 or 2e3"
         for column, column_values in zip(columns, values, strict=True)
         for i, value in enumerate(column_values)
         if value is None
     )
-    refuse_problems(
+    check_problems(
         f"{rows.path}: {problem}"
         for column, column_values in zip(columns, values, strict=True)
         if (problem := float32_problem(column, column_values))

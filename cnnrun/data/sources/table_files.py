@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from cnnrun.base.bounded_files import check_fits_memory, max_unpacked_bytes, open_file, refuse_expansion
+from cnnrun.base.bounded_files import check_expansion, check_fits_memory, max_unpacked_bytes, open_file
 from cnnrun.base.errors import DataError, escape, first_line, unescape_cell
 from cnnrun.base.extras import require_package
 
@@ -127,7 +127,7 @@ def _read_columns(path: Path, parquet: Any, names: list[str]) -> dict[str, list[
             text_bytes += sum(len(cell.encode()) for cell in cells)
             columns[name] += cells
         if text_bytes > max_unpacked_bytes(file_bytes):
-            refuse_expansion(path, file_bytes, text_bytes, DataError)
+            check_expansion(path, file_bytes, text_bytes, DataError)
     return columns
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from cnnrun.base.bounded_files import read_text
-from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.error_lines import check_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
@@ -49,7 +49,7 @@ class Voc(BoxSource):
             split: [annotation for name in names if (annotation := folder.read(name, problems))]
             for split, names in self._split_names(root, folder).items()
         }
-        refuse_problems(problems)
+        check_problems(problems)
         list_names = self._list_names(root)
         folder.say_guesses(all_are_read=not list_names)
         _say_unread_lists(root, list_names)
@@ -59,7 +59,7 @@ class Voc(BoxSource):
         bad_boxes: list[BadBox] = []
         for split, split_annotations in annotations.items():
             images = [self._annotated_image(annotation, label_index, problems) for annotation in split_annotations]
-            refuse_problems(problems)
+            check_problems(problems)
             splits[split], split_bad_boxes = build_split(split, images, str(root))
             bad_boxes += split_bad_boxes
         return SourceContents(tuple(classes), splits, tuple(bad_boxes))

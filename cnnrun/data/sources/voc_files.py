@@ -13,7 +13,7 @@ from xml.parsers import expat
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
-from cnnrun.base.file_sequences import is_clutter
+from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.layer import HeightWidth
@@ -115,7 +115,7 @@ def _files_by_stem(folder: Path, is_match: Callable[[str], bool]) -> dict[str, l
     """The matching files in a folder, by their names without the suffix."""
     files: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(os.listdir(folder), key=os.fsencode):  # noqa: PTH208
-        if is_match(name) and not is_clutter(name):
+        if is_match(name) and not is_hidden_or_system_name(name):
             files[os.path.splitext(name)[0]].append(name)  # noqa: PTH122
     return dict(files)
 

@@ -57,7 +57,7 @@ class Features(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.features import feature_maps
 
-        run.subject.find_map_layer(self.layer)
+        run.subject.find_feature_map_layer(self.layer)
         return feature_maps(run.subject, self.load_images(run), self.layer)
 
 
@@ -72,7 +72,7 @@ class Top(SplitMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.top_patches import top_patches
 
-        run.subject.check_channels(run.subject.find_map_layer(self.layer), self.channels)
+        run.subject.check_channels(run.subject.find_feature_map_layer(self.layer), self.channels)
         return top_patches(
             run.subject, run.load_examples(self.split), self.layer, self.channels, self.first_channels, run.batch
         )
@@ -90,7 +90,7 @@ class Deconv(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.deconv import deconv
 
-        run.subject.check_channels(run.subject.find_map_layer(self.layer), self.channels)
+        run.subject.check_channels(run.subject.find_feature_map_layer(self.layer), self.channels)
         return deconv(run.subject, self.load_images(run), self.layer, self.channels)
 
 
@@ -109,7 +109,7 @@ class Occlude(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.occlude import occlude
 
-        run.subject.find_map_layer(self.layer)
+        run.subject.find_feature_map_layer(self.layer)
         return occlude(run.subject, self.load_images(run), self.layer, self.class_, self.size, self.stride)
 
 
@@ -123,7 +123,7 @@ class GradCam(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.gradients import gradcam
 
-        run.subject.find_map_layer(self.layer)
+        run.subject.find_feature_map_layer(self.layer)
         return gradcam(run.subject, self.load_images(run), self.layer, self.class_)
 
 
@@ -151,7 +151,7 @@ class Evolve(SplitMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.evolve import evolve
 
-        run.subject.check_channels(run.subject.find_map_layer(self.layer), self.channels)
+        run.subject.check_channels(run.subject.find_feature_map_layer(self.layer), self.channels)
         history = run.history()
         return evolve(history, run.load_examples(self.split), self.layer, self.channels, self.first_channels, run.batch)
 

@@ -9,18 +9,20 @@ from cnnrun.explain.aim import no_relu_note
 from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import scale_to_side, signed_tile
 from cnnrun.explain.methods.patches import Cell, projections, receptive_field_box
-from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject
+from cnnrun.explain.subject import TILE_SIDE, ExplainedNetwork, Explanation, ImagesToExplain
 
 _CHANNELS_PER_IMAGE = 4  # the strongest channels are drawn if none is named
 _IMAGE_SIDE = 2 * TILE_SIDE
 
 
-def deconv(subject: Subject, images: ImagesToExplain, layer: str | None, channels: Sequence[int]) -> Explanation:
+def deconv(
+    subject: ExplainedNetwork, images: ImagesToExplain, layer: str | None, channels: Sequence[int]
+) -> Explanation:
     """Draw each image beside projections of its strongest cells, one for each channel; by default of four channels.
 
     Raises ConfigError for a layer without feature maps or a channel that it does not have.
     """
-    trained, place = subject.trained, subject.find_map_layer(layer)
+    trained, place = subject.trained, subject.find_feature_map_layer(layer)
     selected = subject.check_channels(place, channels)
     peaks, positions = subject.layer_features(place, images.pixels).flatten(2).max(2)
     count = len(selected) or min(_CHANNELS_PER_IMAGE, place.shape[0])

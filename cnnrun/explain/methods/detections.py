@@ -12,10 +12,10 @@ from cnnrun.base.errors import ConfigError
 from cnnrun.contracts.prediction import CaptionedBox, Overlay
 from cnnrun.contracts.task_parts import FeatureLevel
 from cnnrun.explain.figures.panels import Dot, draw_dots, enlargement, overlay_panel, titled_grid
-from cnnrun.explain.subject import Explanation, ImagesToExplain, Subject
+from cnnrun.explain.subject import ExplainedNetwork, Explanation, ImagesToExplain
 
 
-def detections(subject: Subject, images: ImagesToExplain) -> Explanation:
+def detections(subject: ExplainedNetwork, images: ImagesToExplain) -> Explanation:
     """Draw the targets of images beside the network's detections. Raises ConfigError for tasks without positions."""
     trained = subject.trained
     showing = trained.task.showing
@@ -30,7 +30,7 @@ def detections(subject: Subject, images: ImagesToExplain) -> Explanation:
     return Explanation(panel, caption, {"pictures": rows})
 
 
-def show_assignment(subject: Subject, images: ImagesToExplain) -> Explanation:
+def show_assignment(subject: ExplainedNetwork, images: ImagesToExplain) -> Explanation:
     """Draw the cells that training would assign to the objects of the first image, by level. Raises ConfigError."""
     trained = subject.trained
     if trained.task.cells is None:

@@ -18,9 +18,9 @@ from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.explain.figures.panels import titled_grid
-from cnnrun.explain.layer_names import LayerPlace, capture_outputs
+from cnnrun.explain.layer_names import NamedLayer, capture_outputs
 from cnnrun.explain.method_base import Map
-from cnnrun.explain.subject import Explanation, Subject, plot_to_pillow, sample_evenly
+from cnnrun.explain.subject import ExplainedNetwork, Explanation, plot_to_pillow, sample_evenly
 
 Vectors = NDArray[np.float32]
 _MAX_MAPPED = 3000  # points of the map
@@ -29,7 +29,7 @@ _MAX_SERIES = 12  # with more classes, all points of the map have one colour
 
 
 def embed(
-    subject: Subject,
+    subject: ExplainedNetwork,
     splits: dict[str, Examples],
     split_name: str,
     layers: Sequence[str],
@@ -82,7 +82,7 @@ def _embedding_arrays(examples: Examples, vectors: Vectors, points_N2: NDArray[n
 
 
 def probe_layers(
-    subject: Subject, places: Sequence[LayerPlace], train: Examples, split: Examples, metric: str, batch: int
+    subject: ExplainedNetwork, places: Sequence[NamedLayer], train: Examples, split: Examples, metric: str, batch: int
 ) -> tuple[list[dict[str, Any]], str]:
     """Fit and measure a probe for each layer, on evenly spaced images of large splits.
 
@@ -103,7 +103,7 @@ def probe_layers(
 
 
 def layer_vectors(
-    subject: Subject, examples: Examples, places: Sequence[LayerPlace], batch_size: int
+    subject: ExplainedNetwork, examples: Examples, places: Sequence[NamedLayer], batch_size: int
 ) -> dict[str, Vectors]:
     """Compute vectors by module, a row for each image; feature maps are averaged over space."""
     vectors_by_module: dict[str, list[Tensor]] = {place.module_name: [] for place in places}
@@ -116,7 +116,7 @@ def layer_vectors(
     return {module: torch.cat(vectors).numpy() for module, vectors in vectors_by_module.items()}
 
 
-def probe_metric(subject: Subject, train: Examples, split: Examples) -> str:
+def probe_metric(subject: ExplainedNetwork, train: Examples, split: Examples) -> str:
     """Metric for a probe on these targets. Raises ConfigError if no probe can be fitted and measured."""
     target_kind = subject.trained.task.spec.target_kind
     if target_kind is TargetKind.NUMBERS:
@@ -163,7 +163,7 @@ def probe_score(train_vectors: Vectors, split_vectors: Vectors, train: Examples,
     return float(average_precision_score(split_present[:, varying], scores))
 
 
-def default_layers(subject: Subject, all_layers: bool) -> list[LayerPlace]:
+def default_layers(subject: ExplainedNetwork, all_layers: bool) -> list[NamedLayer]:
     """Choose the head's input as the last layer; with `all_layers`, the informative top-level layers before it too."""
     places = [place for place in subject.informative_layers() if place.module_name.count(".") <= 1]
     last_place = places[-1]
@@ -187,7 +187,7 @@ def _project_to_plane(vectors: Vectors, projection: Map) -> tuple[NDArray[np.flo
     return np.asarray(points, dtype=np.float64), "on a plane by t-SNE"
 
 
-def _map_plot(subject: Subject, examples: Examples, points_N2: NDArray[np.float64], title: str) -> Plot:
+def _map_plot(subject: ExplainedNetwork, examples: Examples, points_N2: NDArray[np.float64], title: str) -> Plot:
     labels, classes = examples.targets.get("labels"), subject.trained.facts.classes
     if labels is None or len(classes) > _MAX_SERIES:
         return Plot(title, "", "", (Series("images", points_N2[:, 0].tolist(), points_N2[:, 1].tolist(), "points"),))

@@ -11,11 +11,11 @@ from cnnrun.explain.aim import no_relu_note
 from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import mosaic
 from cnnrun.explain.methods.patches import draw_patches, find_strongest_cells
-from cnnrun.explain.subject import Explanation, Subject
+from cnnrun.explain.subject import ExplainedNetwork, Explanation
 
 
 def evolve(
-    subjects: Iterable[tuple[int, Subject]],
+    subjects: Iterable[tuple[int, ExplainedNetwork]],
     examples: Examples,
     layer: str | None,
     channels: Sequence[int],
@@ -30,7 +30,7 @@ def evolve(
     patch_rows: list[dict[str, Any]] = []
     title = note = ""
     for step, subject in subjects:
-        place = subject.find_map_layer(layer)
+        place = subject.find_feature_map_layer(layer)
         title, note = place.title, no_relu_note(subject)
         selected = subject.check_channels(place, channels) or list(range(min(first_channels, place.shape[0])))
         patches = draw_patches(

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import grey_tile, mosaic, scale_to_side
-from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject
+from cnnrun.explain.subject import TILE_SIDE, ExplainedNetwork, Explanation, ImagesToExplain
 
 _MAX_MAPS, _MAX_LISTED_CHANNELS = 64, 10  # drawn and listed for each image
 
 
-def feature_maps(subject: Subject, images: ImagesToExplain, layer: str | None) -> Explanation:
+def feature_maps(subject: ExplainedNetwork, images: ImagesToExplain, layer: str | None) -> Explanation:
     """Draw the strongest maps of a layer for each image. Raises ConfigError."""
-    place = subject.find_map_layer(layer)
+    place = subject.find_feature_map_layer(layer)
     maps = subject.layer_features(place, images.pixels)
     peaks = maps.flatten(2).amax(2)
     rows, image_rows = [], []

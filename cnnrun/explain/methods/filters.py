@@ -9,15 +9,15 @@ from torch import Tensor
 
 from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import grey_tile, mosaic, signed_tile
-from cnnrun.explain.layer_names import LayerPlace, find_layer
-from cnnrun.explain.subject import Explanation, Subject
+from cnnrun.explain.layer_names import NamedLayer, find_layer
+from cnnrun.explain.subject import ExplainedNetwork, Explanation
 
 _MAX_KERNELS, _COLUMNS = 256, 16  # kernels that are drawn, and how many of them in a row
 _KERNEL_SIDE = 40  # pixels
 _WEAK_NORM_SHARE = 0.01  # kernels with less than this share of the largest norm are weak
 
 
-def filters(subject: Subject, layer: str | None) -> Explanation:
+def filters(subject: ExplainedNetwork, layer: str | None) -> Explanation:
     """Draw kernels over one or three channels as images, and deeper ones as norms over their channels.
 
     The default layer is the network's first conv. Raises ConfigError for a layer without kernels.
@@ -47,7 +47,7 @@ def filters(subject: Subject, layer: str | None) -> Explanation:
     return Explanation(image, caption, data)
 
 
-def _conv_kernels(subject: Subject, place: LayerPlace) -> Tensor | None:
+def _conv_kernels(subject: ExplainedNetwork, place: NamedLayer) -> Tensor | None:
     """Weights [out, in, h, w] of a conv layer; None for any other layer."""
     if place.kind != "conv":
         return None

@@ -16,7 +16,7 @@ from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import grey_tile, overlay_heat_map, scale_to_side
 from cnnrun.explain.layer_names import capture_outputs
 from cnnrun.explain.method_base import BackwardRule
-from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject, compute_class_scores
+from cnnrun.explain.subject import TILE_SIDE, ExplainedNetwork, Explanation, ImagesToExplain, compute_class_scores
 
 _IMAGE_SIDE = 2 * TILE_SIDE
 _RULE_TEXTS: dict[BackwardRule, str] = {
@@ -26,12 +26,14 @@ _RULE_TEXTS: dict[BackwardRule, str] = {
 }
 
 
-def gradcam(subject: Subject, images: ImagesToExplain, layer: str | None, class_name: str | None) -> Explanation:
+def gradcam(
+    subject: ExplainedNetwork, images: ImagesToExplain, layer: str | None, class_name: str | None
+) -> Explanation:
     """Draw where a layer's maps support a score, by Grad-CAM (Selvaraju et al. 2017). Raises ConfigError.
 
     For a score from one position alone, such as a detector's best one, use HiResCAM (Draelos and Carin 2021).
     """
-    place = subject.find_map_layer(layer)
+    place = subject.find_feature_map_layer(layer)
     maps, direction, scores = class_activation_maps(subject, images, place.module_name, place.title, class_name)
     rows, image_rows = [], []
     for index in range(len(images)):
@@ -48,7 +50,7 @@ def gradcam(subject: Subject, images: ImagesToExplain, layer: str | None, class_
 
 
 def class_activation_maps(
-    subject: Subject, images: ImagesToExplain, module: str, path: str, class_name: str | None
+    subject: ExplainedNetwork, images: ImagesToExplain, module: str, path: str, class_name: str | None
 ) -> tuple[Tensor, ScoreDirection, list[float]]:
     """Compute the map of each image [B, H, W], with directions and scores.
 
@@ -67,7 +69,7 @@ def class_activation_maps(
 
 
 def _output_gradients(
-    subject: Subject, images: ImagesToExplain, direction: ScoreDirection, module: str, rule: BackwardRule
+    subject: ExplainedNetwork, images: ImagesToExplain, direction: ScoreDirection, module: str, rule: BackwardRule
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Compute a module's output and the gradient of the scores by it (None if unused), a batch at a time."""
     network = subject.trained.network
@@ -80,7 +82,9 @@ def _output_gradients(
         yield outputs[module].detach(), gradient
 
 
-def saliency(subject: Subject, images: ImagesToExplain, class_name: str | None, rule: BackwardRule) -> Explanation:
+def saliency(
+    subject: ExplainedNetwork, images: ImagesToExplain, class_name: str | None, rule: BackwardRule
+) -> Explanation:
     """Draw how strongly a score depends on each pixel (Simonyan et al. 2014, section 3.1). Raises ConfigError.
 
     A pixel's value is its largest gradient over colours. For `rule`, see `backward_rules.use_backward_rule`.
@@ -103,7 +107,7 @@ def saliency(subject: Subject, images: ImagesToExplain, class_name: str | None, 
 
 
 def input_gradients(
-    subject: Subject, images: ImagesToExplain, class_name: str | None, rule: BackwardRule = "plain"
+    subject: ExplainedNetwork, images: ImagesToExplain, class_name: str | None, rule: BackwardRule = "plain"
 ) -> tuple[Tensor, ScoreDirection, list[float]]:
     """Compute the gradient of the scores by the normalized input [B, C, H, W], with directions and scores."""
     class_scores = subject.class_scores(images.pixels)

@@ -19,9 +19,9 @@ from cnnrun.explain.figures.tiles import mosaic, scale_to_side
 from cnnrun.explain.layer_names import capture_outputs
 from cnnrun.explain.subject import (
     TILE_SIDE,
+    ExplainedNetwork,
     Explanation,
     ImagesToExplain,
-    Subject,
     compute_class_scores,
     plot_to_pillow,
 )
@@ -33,7 +33,7 @@ _SCORE = "score"  # key of the scores beside those of modules
 
 
 @dataclass(frozen=True)
-class ImageTransform:
+class TransformSeries:
     """A series of transforms of an image: its name, its amounts and their matrices [S, 2, 3]."""
 
     name: str
@@ -41,7 +41,9 @@ class ImageTransform:
     matrix_S23: Tensor
 
 
-def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str], class_name: str | None) -> Explanation:
+def invariance(
+    subject: ExplainedNetwork, images: ImagesToExplain, layers: Sequence[str], class_name: str | None
+) -> Explanation:
     """Measure each layer's feature distance from the unchanged image, relative to the features' length, and the score.
 
     The default layers are the first conv and the last layer before the head. Raises ConfigError.
@@ -78,7 +80,7 @@ def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str],
     return Explanation(titled_grid(rows), caption, data)
 
 
-def image_transforms(image: Sequence[int], device: torch.device) -> list[ImageTransform]:
+def image_transforms(image: Sequence[int], device: torch.device) -> list[TransformSeries]:
     """Build the three series of the paper: a vertical shift, an enlargement, and a full rotation."""
     ones, zeros = torch.ones(_STEPS), torch.zeros(_STEPS)
     no_flip = torch.ones(_STEPS, 2)
@@ -92,13 +94,17 @@ def image_transforms(image: Sequence[int], device: torch.device) -> list[ImageTr
         ("rotated, degrees", angle.rad2deg(), affine_matrices(angle, zeros, ones, no_flip, no_shift)),
     )
     return [
-        ImageTransform(name, [round(value, 4) for value in amounts.tolist()], matrix_S23.to(device))
+        TransformSeries(name, [round(value, 4) for value in amounts.tolist()], matrix_S23.to(device))
         for name, amounts, matrix_S23 in transforms
     ]
 
 
 def _measure_transform(
-    subject: Subject, image_CHW: Tensor, transform: ImageTransform, direction: ScoreDirection, modules: Sequence[str]
+    subject: ExplainedNetwork,
+    image_CHW: Tensor,
+    transform: TransformSeries,
+    direction: ScoreDirection,
+    modules: Sequence[str],
 ) -> dict[str, list[float]]:
     """Measure the relative distance of each module's features, by module, and the scores, under _SCORE."""
     trained = subject.trained
@@ -112,13 +118,13 @@ def _measure_transform(
     return {**{module: values[module] for module in modules}, _SCORE: values[_SCORE]}
 
 
-def _series(images: ImagesToExplain, transform: ImageTransform, values: list[list[float]]) -> tuple[Series, ...]:
+def _series(images: ImagesToExplain, transform: TransformSeries, values: list[list[float]]) -> tuple[Series, ...]:
     return tuple(
         Series(images.title(index), transform.amounts, image_values) for index, image_values in enumerate(values)
     )
 
 
-def _draw_transform(images: ImagesToExplain, transform: ImageTransform) -> tuple[str, Any]:
+def _draw_transform(images: ImagesToExplain, transform: TransformSeries) -> tuple[str, Any]:
     """Draw the first image at some amounts of a transform."""
     indices = torch.linspace(0, _STEPS - 1, _DRAWN_AMOUNTS).round().long()
     warped = warp(images.pixels[:1].expand(_DRAWN_AMOUNTS, -1, -1, -1), transform.matrix_S23[indices])

@@ -16,7 +16,7 @@ from cnnrun.explain.aim import ScoreDirection, choose_direction
 from cnnrun.explain.figures.panels import palette_colour, titled_grid, truncate_text
 from cnnrun.explain.figures.tiles import heat_map, scale_to_side
 from cnnrun.explain.layer_names import capture_outputs
-from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject, compute_class_scores
+from cnnrun.explain.subject import TILE_SIDE, ExplainedNetwork, Explanation, ImagesToExplain, compute_class_scores
 
 _IMAGE_SIDE = 2 * TILE_SIDE
 _OUTSIDE_GREY = 200  # grey level of pixels beyond the centres of the outermost squares
@@ -36,7 +36,7 @@ class OcclusionScores:
 
 
 def occlude(
-    subject: Subject,
+    subject: ExplainedNetwork,
     images: ImagesToExplain,
     layer: str | None,
     class_name: str | None,
@@ -48,7 +48,7 @@ def occlude(
     By default its side is a quarter of the image's shorter side, and its step a quarter of its side. Raises
     ConfigError.
     """
-    trained, place = subject.trained, subject.find_map_layer(layer)
+    trained, place = subject.trained, subject.find_feature_map_layer(layer)
     size = size or max(1, min(trained.facts.image[1:]) // 4)
     stride_px = stride or max(1, size // 4)
     if size > min(trained.facts.image[1:]):
@@ -76,7 +76,13 @@ def occlude(
 
 
 def measure_occlusion(
-    subject: Subject, image_CHW: Tensor, direction: ScoreDirection, module: str, channel: int, size: int, step: int
+    subject: ExplainedNetwork,
+    image_CHW: Tensor,
+    direction: ScoreDirection,
+    module: str,
+    channel: int,
+    size: int,
+    step: int,
 ) -> OcclusionScores:
     """Measure scores of one image with a square of the data's mean colour at each position, in batches."""
     trained = subject.trained

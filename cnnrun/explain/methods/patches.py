@@ -14,8 +14,8 @@ from cnnrun.data.training_batches import batches_in_order
 from cnnrun.explain.backward_rules import project_to_pixels
 from cnnrun.explain.figures.panels import to_pillow
 from cnnrun.explain.figures.tiles import scale_to_side, signed_tile
-from cnnrun.explain.layer_names import LayerPlace, layer_features
-from cnnrun.explain.subject import TILE_SIDE, Subject
+from cnnrun.explain.layer_names import NamedLayer, layer_features
+from cnnrun.explain.subject import TILE_SIDE, ExplainedNetwork
 from cnnrun.model.trained_network import TrainedNetwork
 
 PATCHES_PER_CHANNEL = 9  # as in the paper
@@ -52,7 +52,7 @@ class Patch:
 
 def find_strongest_cells(
     trained: TrainedNetwork,
-    place: LayerPlace,
+    place: NamedLayer,
     examples: Examples,
     batch_size: int,
     max_cells: int = PATCHES_PER_CHANNEL,
@@ -74,7 +74,7 @@ def find_strongest_cells(
 
 
 def draw_patches(
-    subject: Subject, place: LayerPlace, examples: Examples, strongest: StrongestCells, channels: Sequence[int]
+    subject: ExplainedNetwork, place: NamedLayer, examples: Examples, strongest: StrongestCells, channels: Sequence[int]
 ) -> list[list[Patch]]:
     """Draw the strongest cells of some channels: a list of patches for each channel."""
     cells, samples, values = [], [], []
@@ -94,7 +94,7 @@ def draw_patches(
 
 
 def _draw_cells(
-    subject: Subject, place: LayerPlace, examples: Examples, cells: list[Cell], samples: list[int]
+    subject: ExplainedNetwork, place: NamedLayer, examples: Examples, cells: list[Cell], samples: list[int]
 ) -> Iterator[tuple[PixelBox, Any, Any]]:
     """Draw cells in batches: for each its box, and the parts of the image and of the projection inside it."""
     for start in range(0, len(cells), subject.batch_size):
@@ -107,14 +107,14 @@ def _draw_cells(
             yield box, scale_to_side(crop, TILE_SIDE), signed_tile(projection_CHW[:, y1:y2, x1:x2], TILE_SIDE)
 
 
-def projections(subject: Subject, place: LayerPlace, images_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
+def projections(subject: ExplainedNetwork, place: NamedLayer, images_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
     """Project cells back to pixels as `project_to_pixels` does; the result is on the CPU."""
     trained = subject.trained
     cells_B3 = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
     return project_to_pixels(trained.network, place, images_BCHW.to(trained.device), cells_B3).cpu()
 
 
-def receptive_field_box(place: LayerPlace, row: int, column: int, image: tuple[int, ...]) -> PixelBox:
+def receptive_field_box(place: NamedLayer, row: int, column: int, image: tuple[int, ...]) -> PixelBox:
     """Receptive field (x1, y1, x2, y2) of a cell, moved inside the image, or cut to it if it is larger."""
     x1, y1, x2, y2 = place.output.receptive_box(row, column, image)
     left, right = _shift_inside(x1, x2, image[2])

@@ -10,19 +10,24 @@ from cnnrun.explain.aim import no_relu_note
 from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import mosaic
 from cnnrun.explain.methods.patches import draw_patches, find_strongest_cells
-from cnnrun.explain.subject import Explanation, Subject
+from cnnrun.explain.subject import ExplainedNetwork, Explanation
 
 _CHANNELS_PER_ROW = 4
 
 
 def top_patches(
-    subject: Subject, examples: Examples, layer: str | None, channels: Sequence[int], first_channels: int, batch: int
+    subject: ExplainedNetwork,
+    examples: Examples,
+    layer: str | None,
+    channels: Sequence[int],
+    first_channels: int,
+    batch: int,
 ) -> Explanation:
     """Draw the nine strongest patches of each channel in `channels`, or of the first `first_channels`.
 
     Raises ConfigError.
     """
-    place = subject.find_map_layer(layer)
+    place = subject.find_feature_map_layer(layer)
     selected = subject.check_channels(place, channels) or list(range(min(first_channels, place.shape[0])))
     strongest = find_strongest_cells(subject.trained, place, examples, batch)
     blocks, channel_rows = [], []

@@ -10,33 +10,33 @@ from torch import Tensor
 from cnnrun.contracts.results import View
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
-from cnnrun.explain.subject import Subject, compute_class_scores, sample_evenly
+from cnnrun.explain.subject import ExplainedNetwork, compute_class_scores, sample_evenly
 
 _MAX_SEARCHED = 4000  # images of a split that are searched
 _SIMILARITY_EXCESS = "similarity to another identity minus that to its own"
 
 
 @dataclass(frozen=True)
-class Mistake:
+class WorstImage:
     """An image of a split with its target, the network's prediction and a measure of how bad that is."""
 
     sample: int
     target_text: str
     prediction_text: str
-    badness: float
+    measure: float
 
 
 @dataclass(frozen=True)
 class WorstImages:
     """The worst images, worst first, the measure that orders them, and the number of images searched."""
 
-    mistakes: list[Mistake]
-    badness_name: str
+    images: list[WorstImage]
+    measure_name: str
     sample_count: int
     prediction_title: str = "predicted"  # label of the prediction text
 
 
-def find_worst_images(subject: Subject, examples: Examples, count: int, batch: int) -> WorstImages:
+def find_worst_images(subject: ExplainedNetwork, examples: Examples, count: int, batch: int) -> WorstImages:
     """Find the worst images of a split; of a large split, only evenly spaced images are searched."""
     trained = subject.trained
     sample, indices = sample_evenly(examples, _MAX_SEARCHED)
@@ -50,13 +50,13 @@ def find_worst_images(subject: Subject, examples: Examples, count: int, batch: i
     views = [View((trained.facts.image[1], trained.facts.image[2]))] * len(order)
     prediction_texts = [prediction.to_text() for prediction in trained.predictions(results, views)]
     mistakes = [
-        Mistake(int(indices[position]), target_text, prediction_text, float(losses[position]))
+        WorstImage(int(indices[position]), target_text, prediction_text, float(losses[position]))
         for position, target_text, prediction_text in zip(order.tolist(), target_texts, prediction_texts, strict=True)
     ]
     return WorstImages(mistakes, "loss", len(sample))
 
 
-def _losses(subject: Subject, examples: Examples, batch_size: int) -> Tensor:
+def _losses(subject: ExplainedNetwork, examples: Examples, batch_size: int) -> Tensor:
     """Compute the loss of each image alone."""
     criterion, losses = subject.trained.criterion, []
     with torch.inference_mode():
@@ -66,7 +66,9 @@ def _losses(subject: Subject, examples: Examples, batch_size: int) -> Tensor:
     return torch.cat(losses).cpu()
 
 
-def _most_confused(subject: Subject, indices: Tensor, examples: Examples, count: int, batch_size: int) -> list[Mistake]:
+def _most_confused(
+    subject: ExplainedNetwork, indices: Tensor, examples: Examples, count: int, batch_size: int
+) -> list[WorstImage]:
     """Find images that are more similar to another identity than to their own; skip identities with one image."""
     trained, targets = subject.trained, examples.targets
     with torch.inference_mode():
@@ -83,7 +85,7 @@ def _most_confused(subject: Subject, indices: Tensor, examples: Examples, count:
     order = excess.argsort(descending=True, stable=True)[:count]
     target_texts = subject.trained.task.showing.describe_targets(targets)
     return [
-        Mistake(
+        WorstImage(
             int(indices[position]),
             target_texts[position],
             f"{target_texts[int(nearest[position])]}, cosine {float(other_similarity[position]):.3f}; its own at most "

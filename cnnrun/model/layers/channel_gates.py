@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.config.spec import Kinds
-from cnnrun.contracts.layer import LayerSpec, Shape, Window, require_maps
+from cnnrun.contracts.layer import LayerSpec, Shape, Window, require_feature_maps
 from cnnrun.model.layers.activation import Activation, Relu, Sigmoid
 
 
@@ -41,7 +41,7 @@ class SqueezeExcite(LayerSpec):
     gate: Annotated[Activation, Kinds()] = Sigmoid()
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = require_maps(self.kind, in_shape)
+        channels, _, _ = require_feature_maps(self.kind, in_shape)
         squeezed = self.channels or max(1, channels // 4)
         squeezed_shape = (squeezed, 1, 1)
         return SqueezeExcitation(channels, squeezed, self.activation.build(squeezed_shape), self.gate.build(in_shape))

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from cnnrun.config.spec import Kinds, PaddingPair, SizePair
-from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window, require_maps
+from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window, require_feature_maps
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.norm import Norm
 from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
@@ -36,7 +36,7 @@ class Conv(LayerSpec):
     activation: Annotated[Activation, Kinds()] | None = None
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = require_maps(self.kind, in_shape)
+        channels, _, _ = require_feature_maps(self.kind, in_shape)
         out_channels = self.out_channels or channels
         groups = channels if self.groups == "depthwise" else self.groups
         for count, side in ((channels, "input"), (out_channels, "output")):
@@ -86,7 +86,7 @@ class ConvTranspose(LayerSpec):
     activation: Annotated[Activation, Kinds()] | None = None
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = require_maps(self.kind, in_shape)
+        channels, _, _ = require_feature_maps(self.kind, in_shape)
         if channels % self.groups or self.out_channels % self.groups:
             raise ShapeError(
                 f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups", "change groups"

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import LayerSpec, Shape, require_maps
+from cnnrun.contracts.layer import LayerSpec, Shape, require_feature_maps
 
 
 class Dropout(LayerSpec):
@@ -28,7 +28,7 @@ class Dropout2d(LayerSpec):
     p: float = Field(0.5, ge=0, lt=1)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
+        require_feature_maps(self.kind, in_shape)
         return nn.Dropout2d(self.p)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.config.spec import Kinds
-from cnnrun.contracts.layer import LayerSpec, Shape, require_maps, require_vector
+from cnnrun.contracts.layer import LayerSpec, Shape, require_feature_maps, require_vector
 from cnnrun.model.layers.activation import Activation, make_in_place
 from cnnrun.model.layers.norm import Norm
 from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
@@ -44,7 +44,7 @@ class Linear(LayerSpec):
         if not self.each_position:
             linear = nn.Linear(require_vector("linear", in_shape), self.out_features, bias=bias)
             return add_norm_and_activation("linear", linear, (self.out_features,), self.norm, self.activation)
-        channels, height, width = require_maps("linear with each_position", in_shape)
+        channels, height, width = require_feature_maps("linear with each_position", in_shape)
         chain = PositionwiseLayers(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
         activation = make_in_place(self.activation.build((self.out_features,))) if self.activation else None
         if self.norm or activation is None or list(activation.parameters()):

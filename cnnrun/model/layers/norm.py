@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, require_maps
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, require_feature_maps
 
 
 class BatchNorm(LayerSpec):
@@ -64,7 +64,7 @@ class InstanceNorm(LayerSpec):
     affine: bool = False
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, height, width = require_maps(self.kind, in_shape)
+        channels, height, width = require_feature_maps(self.kind, in_shape)
         if height * width < 2:
             raise ShapeError("one value per channel has no variance", "use another norm, or put it before the pooling")
         return nn.InstanceNorm2d(channels, eps=self.eps, affine=self.affine)
@@ -81,7 +81,7 @@ class LocalResponseNorm(LayerSpec):
     k: float = Field(1.0, gt=0)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
+        require_feature_maps(self.kind, in_shape)
         return nn.LocalResponseNorm(self.size, self.alpha, self.beta, self.k)
 
 

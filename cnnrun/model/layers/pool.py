@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from cnnrun.config.spec import PaddingPair, SizePair
-from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_maps
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_feature_maps
 
 
 class MaxPool(LayerSpec):
@@ -25,7 +25,7 @@ class MaxPool(LayerSpec):
     """Keep incomplete windows at the edge."""
 
     def build(self, in_shape: Shape) -> nn.Module:
-        _, height, width = require_maps(self.kind, in_shape)
+        _, height, width = require_feature_maps(self.kind, in_shape)
         check_pool_padding(self.padding, self.kernel_size)
         if any(self._has_empty_window(direction, size) for direction, size in enumerate((height, width))):
             raise ShapeError("a dilated window that lies in the padding alone has no maximum", "use less padding")
@@ -62,7 +62,7 @@ class AvgPool(LayerSpec):
     """Count the padding's zeros in the mean."""
 
     def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
+        require_feature_maps(self.kind, in_shape)
         check_pool_padding(self.padding, self.kernel_size)
         return nn.AvgPool2d(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
@@ -84,7 +84,7 @@ class _AdaptivePool(LayerSpec):
     output_size: SizePair = (1, 1)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
+        require_feature_maps(self.kind, in_shape)
         return self.module(self.output_size)
 
     def window(self, in_shape: Shape) -> Window:
@@ -124,7 +124,7 @@ class _GlobalPool(LayerSpec):
     module: ClassVar[type[nn.Module]]
 
     def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
+        require_feature_maps(self.kind, in_shape)
         return self.module()
 
     def window(self, in_shape: Shape) -> Window:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.config.spec import SizePair
-from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_maps
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_feature_maps
 
 
 class Flatten(LayerSpec):
@@ -43,7 +43,7 @@ class Upsample(LayerSpec):
     mode: Literal["nearest", "bilinear"] = "nearest"
 
     def build(self, in_shape: Shape) -> nn.Module:
-        require_maps(self.kind, in_shape)
+        require_feature_maps(self.kind, in_shape)
         factors = (float(self.scale_factor[0]), float(self.scale_factor[1]))
         return nn.Upsample(scale_factor=factors, mode=self.mode)
 
@@ -62,7 +62,7 @@ class PixelShuffle(LayerSpec):
     upscale_factor: int = Field(2, ge=1, le=64)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = require_maps(self.kind, in_shape)
+        channels, _, _ = require_feature_maps(self.kind, in_shape)
         square = self.upscale_factor**2
         if channels % square:
             raise ShapeError(f"{channels} channels do not divide by {square}", "change upscale_factor or channels")
@@ -124,7 +124,7 @@ class ChannelShuffle(LayerSpec):
     groups: int = Field(2, ge=1)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = require_maps(self.kind, in_shape)
+        channels, _, _ = require_feature_maps(self.kind, in_shape)
         if channels % self.groups:
             raise ShapeError(f"{channels} channels do not divide into {self.groups} groups", "change groups")
         return ChannelInterleaving(self.groups)
@@ -163,7 +163,7 @@ class Pad(LayerSpec):
     value: float = 0.0
 
     def build(self, in_shape: Shape) -> nn.Module:
-        _, height, width = require_maps(self.kind, in_shape)
+        _, height, width = require_feature_maps(self.kind, in_shape)
         sides: Any = self._all_sides()
         if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
             raise ShapeError(

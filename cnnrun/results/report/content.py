@@ -22,8 +22,8 @@ from cnnrun.explain.figures.tiles import scale_to_side
 from cnnrun.explain.methods.filters import filters
 from cnnrun.explain.methods.gradients import gradcam
 from cnnrun.explain.methods.top_patches import top_patches
-from cnnrun.explain.methods.worst_images import Mistake, WorstImages, find_worst_images
-from cnnrun.explain.subject import Explanation, ImagesToExplain, Subject, sample_evenly
+from cnnrun.explain.methods.worst_images import WorstImage, WorstImages, find_worst_images
+from cnnrun.explain.subject import ExplainedNetwork, Explanation, ImagesToExplain, sample_evenly
 from cnnrun.model.network import flops
 from cnnrun.model.outline import build_outline
 from cnnrun.results.report import charts
@@ -49,7 +49,7 @@ class ReportedRun:
     """A run that the report shows: its measurement on a split, and its network with named layers."""
 
     measured: MeasuredRun
-    subject: Subject
+    subject: ExplainedNetwork
 
 
 def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_count: int = 1) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_coun
     worst = find_worst_images(reported.subject, measured.examples, count, measured.experiment.train.batch)
     explanations, failures = list[dict[str, str]](), [_TOO_MANY_RUNS]
     if run_count <= _MAX_EXPLAINED_RUNS:
-        explanations, failures = _explain_network(reported, worst.mistakes)
+        explanations, failures = _explain_network(reported, worst.images)
     best = ", ".join(f"{name} {value:.4f}" for name, value in result.get("best", {}).items())
     return {
         "id": key,
@@ -207,15 +207,15 @@ def training_curves(named_runs: Sequence[tuple[str, Path]]) -> list[Plot]:
 
 def _worst_images_section(measured: MeasuredRun, worst: WorstImages) -> dict[str, Any] | None:
     """Section with the worst images, with targets and results side by side if they have positions in the image."""
-    if not worst.mistakes:
+    if not worst.images:
         return None
-    images, is_wide = _encode_mistakes(measured, worst.mistakes)
-    target_texts = sorted({mistake.target_text for mistake in worst.mistakes})
+    images, is_wide = _encode_mistakes(measured, worst.images)
+    target_texts = sorted({mistake.target_text for mistake in worst.images})
     share = f"{worst.sample_count:,} of " if worst.sample_count < len(measured.examples) else ""
     return {
-        "caption": f"Worst first, by {worst.badness_name}, of {share}the {len(measured.examples):,} images of "
+        "caption": f"Worst first, by {worst.measure_name}, of {share}the {len(measured.examples):,} images of "
         f"{measured.split}.",
-        "names": target_texts if 1 < len(target_texts) < len(worst.mistakes) else [],
+        "names": target_texts if 1 < len(target_texts) < len(worst.images) else [],
         "is_wide": is_wide,
         "images": [
             {
@@ -225,10 +225,10 @@ def _worst_images_section(measured: MeasuredRun, worst: WorstImages) -> dict[str
                 "prediction": ""
                 if is_wide
                 else f"{worst.prediction_title}: {_first_predictions(mistake.prediction_text)}",
-                "badness": f"{worst.badness_name if worst.badness_name == 'loss' else 'by'} {mistake.badness:.3g}",
+                "badness": f"{worst.measure_name if worst.measure_name == 'loss' else 'by'} {mistake.measure:.3g}",
                 "alt": f"{mistake.target_text}, {worst.prediction_title}: {mistake.prediction_text}",
             }
-            for mistake, image in zip(worst.mistakes, images, strict=True)
+            for mistake, image in zip(worst.images, images, strict=True)
         ],
     }
 
@@ -239,7 +239,7 @@ def _first_predictions(text: str) -> str:
     return "\n".join(parts[:_MAX_PREDICTIONS]) + (" …" if len(parts) > _MAX_PREDICTIONS else "")
 
 
-def _encode_mistakes(measured: MeasuredRun, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:
+def _encode_mistakes(measured: MeasuredRun, mistakes: Sequence[WorstImage]) -> tuple[list[str], bool]:
     trained, images = measured.trained, _select_mistakes(measured, mistakes)
     if not trained.task.showing.has_overlays:
         return [
@@ -251,7 +251,7 @@ def _encode_mistakes(measured: MeasuredRun, mistakes: Sequence[Mistake]) -> tupl
     return [image_data_url(panel, _MAX_PANEL_WIDTH) for panel in panels], True
 
 
-def _select_mistakes(measured: MeasuredRun, mistakes: Sequence[Mistake]) -> ImagesToExplain:
+def _select_mistakes(measured: MeasuredRun, mistakes: Sequence[WorstImage]) -> ImagesToExplain:
     """Select the images of mistakes from the split."""
     trained, index = measured.trained, torch.tensor([mistake.sample for mistake in mistakes])
     pixels = measured.examples.load_images(index).to(trained.device).float()
@@ -260,7 +260,7 @@ def _select_mistakes(measured: MeasuredRun, mistakes: Sequence[Mistake]) -> Imag
     return ImagesToExplain(pixels, names, target_texts, measured.examples.batch_targets(index, trained.device))
 
 
-def _explain_network(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[dict[str, str]], list[str]]:
+def _explain_network(reported: ReportedRun, mistakes: Sequence[WorstImage]) -> tuple[list[dict[str, str]], list[str]]:
     """Explain the network by each method; returns images with captions, and a line for each method that failed."""
     subject, batch = reported.subject, reported.measured.experiment.train.batch
     explained_mistakes = mistakes[:_EXPLAINED_IMAGES]

@@ -14,7 +14,7 @@ from cnnrun.base.errors import ConfigError, InterruptionError, UserError, escape
 from cnnrun.base.progress import say
 from cnnrun.experiment.config_differences import describe_differences
 from cnnrun.experiment.open_run import measure_run
-from cnnrun.explain.subject import Subject
+from cnnrun.explain.subject import ExplainedNetwork
 from cnnrun.results.report.content import ReportedRun, add_chart, run_section, training_curves
 from cnnrun.results.report.html import GENERATOR, render_page
 from cnnrun.training.run_records import REPORT, read_result
@@ -77,7 +77,7 @@ def report_after_training(run: Path, runs: Path, device: torch.device, *, overwr
 def _measure_for_report(path: Path | None, runs: Path, device: torch.device, split: str) -> ReportedRun:
     """Measure a run on the split, and name the layers of its network."""
     measured = measure_run(path, runs, device, split)
-    return ReportedRun(measured, Subject(measured.trained, measured.experiment.model.layers))
+    return ReportedRun(measured, ExplainedNetwork(measured.trained, measured.experiment.model.layers))
 
 
 def _comparison_section(reported_runs: Sequence[ReportedRun], specs: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from cnnrun.experiment.assemble import build_checked_network
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.panels import titled_grid
-from cnnrun.explain.layer_names import LayerPlace, find_layer
+from cnnrun.explain.layer_names import NamedLayer, find_layer
 from cnnrun.explain.run import OpenRun
 from cnnrun.explain.run_method import write_explanation
 from cnnrun.explain.subject import PASS_THROUGH_KINDS, Explanation, plot_to_pillow
@@ -39,7 +39,7 @@ class Variant:
     """A change of the network: layers to remove and settings to override; the title names them as the user did."""
 
     title: str
-    removed_layers: tuple[LayerPlace, ...] = ()
+    removed_layers: tuple[NamedLayer, ...] = ()
     overrides: tuple[str, ...] = ()
 
     @property
@@ -86,17 +86,17 @@ def run_ablation(
     return _write_result(run, *_measure_variants(run, variants, split_name), split_name, out)
 
 
-def _parse_removal(places: Sequence[LayerPlace], text: str) -> Variant:
+def _parse_removal(places: Sequence[NamedLayer], text: str) -> Variant:
     removed_layers = tuple(find_layer(places, name.strip(), places, "outputs", "--remove") for name in text.split(","))
     return Variant("without " + ", ".join(place.title for place in removed_layers), removed_layers)
 
 
-def _merge_repeated(places: Sequence[LayerPlace]) -> list[LayerPlace]:
+def _merge_repeated(places: Sequence[NamedLayer]) -> list[NamedLayer]:
     """Merge the copies of a repeated layer: one place for each layer in the YAML."""
     return [replace(place, title=place.path) for place in {place.path: place for place in reversed(places)}.values()]
 
 
-def _removable_places(run: OpenRun) -> list[LayerPlace]:
+def _removable_places(run: OpenRun) -> list[NamedLayer]:
     """Layers whose input has the shape of their output, except those that change nothing in evaluation."""
     layers = run.subject.built_network.layers
     return [
@@ -144,7 +144,7 @@ def _parameter_count(module: nn.Module) -> int:
 
 
 @contextmanager
-def _skip_layers(network: nn.Module, places: Sequence[LayerPlace]) -> Iterator[None]:
+def _skip_layers(network: nn.Module, places: Sequence[NamedLayer]) -> Iterator[None]:
     """Make layers return their input inside the context."""
 
     def return_input(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -12,8 +12,8 @@ import torch
 from cnnrun.base.progress import say
 from cnnrun.data.dataset import Examples
 from cnnrun.data.decode import Decoder
-from cnnrun.data.storage import Streamed
-from cnnrun.results.studies.sample_trainings import CheckResult, SelftestBench
+from cnnrun.data.storage import DecodingStore
+from cnnrun.results.studies.sample_trainings import CheckResult, SelftestContext
 from cnnrun.training import checkpoints
 from cnnrun.training.loop import fit
 
@@ -42,13 +42,13 @@ def _state_differences(first_state: list[Any], second_state: list[Any]) -> list[
     return names
 
 
-def _compare_runs(bench: SelftestBench, check: str, name: str, success: str) -> CheckResult:
+def _compare_runs(bench: SelftestContext, check: str, name: str, success: str) -> CheckResult:
     differences = _state_differences(_run_state(bench.folder / "first"), _run_state(bench.folder / name))
     rest = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
     return CheckResult(check, not differences, f"differs in {differences[0]}{rest}" if differences else success)
 
 
-def check_repeat(bench: SelftestBench) -> CheckResult:
+def check_repeat(bench: SelftestContext) -> CheckResult:
     """Train twice and compare."""
     result = fit(bench.build_setup("first", save_every=1))
     fit(bench.build_setup("again"))
@@ -56,7 +56,7 @@ def check_repeat(bench: SelftestBench) -> CheckResult:
     return _compare_runs(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
 
 
-def check_resume(bench: SelftestBench) -> CheckResult:
+def check_resume(bench: SelftestContext) -> CheckResult:
     """Resume the training from the middle of its first epoch and compare."""
     saved = checkpoints.list_checkpoints(bench.folder / "first" / "checkpoints")
     middle = saved[max(0, len(saved) // 4 - 1)]
@@ -67,13 +67,13 @@ def check_resume(bench: SelftestBench) -> CheckResult:
     return _compare_runs(bench, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit")
 
 
-def check_workers(bench: SelftestBench) -> CheckResult:
+def check_workers(bench: SelftestContext) -> CheckResult:
     """Train on images that two threads decode ahead of use, and compare."""
 
     def stream_images(examples: Examples) -> Examples:
         image = bench.experiment.data.image
         decoder = Decoder(examples.source, bench.data.facts.image, image, None)
-        images = Streamed(decoder, 2, bench.experiment.data.timeout)
+        images = DecodingStore(decoder, 2, bench.experiment.data.timeout)
         return replace(examples, images=images, rows=examples.source_rows)
 
     data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})

@@ -33,7 +33,7 @@ class CheckResult:
 
 
 @dataclass
-class SelftestBench:
+class SelftestContext:
     """The config with a few of its images, and the networks trained on them."""
 
     prepared: PreparedTraining

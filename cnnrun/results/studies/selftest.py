@@ -24,7 +24,7 @@ from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.studies.repeatability import check_repeat, check_resume, check_workers
-from cnnrun.results.studies.sample_trainings import GENTLE_OPTIMIZER, CheckResult, SelftestBench
+from cnnrun.results.studies.sample_trainings import GENTLE_OPTIMIZER, CheckResult, SelftestContext
 from cnnrun.training.learner import Learner
 
 BUILT_IN_CONFIG = """
@@ -76,7 +76,7 @@ def _silence_notes() -> Iterator[None]:
         yield
 
 
-def _make_bench(prepared: PreparedTraining, device: torch.device, folder: Path) -> SelftestBench:
+def _make_bench(prepared: PreparedTraining, device: torch.device, folder: Path) -> SelftestContext:
     spec, data = prepared.experiment.train, prepared.data
     batch = min(max(min(spec.batch, _MAX_BATCH), 2 * spec.accumulate), len(data.splits["train"]))
     counts = {"train": batch * _STEPS_PER_EPOCH, "val": _MAX_VAL_IMAGES}
@@ -84,7 +84,7 @@ def _make_bench(prepared: PreparedTraining, device: torch.device, folder: Path) 
     facts = replace(data.facts, counts={name: len(examples) for name, examples in splits.items()})
     short_settings = {"epochs": 2, "batch": batch, "save_every": None, "keep": 1000, "early_stop": None}
     short = prepared.with_train(**short_settings, compile=False, drop_last=True)
-    return SelftestBench(replace(short, data=replace(data, facts=facts, splits=splits)), device, folder)
+    return SelftestContext(replace(short, data=replace(data, facts=facts, splits=splits)), device, folder)
 
 
 def _random_samples(examples: Examples, count: int) -> Examples:
@@ -93,7 +93,7 @@ def _random_samples(examples: Examples, count: int) -> Examples:
     return examples.select(is_selected)
 
 
-def check_first_loss(bench: SelftestBench) -> CheckResult:
+def check_first_loss(bench: SelftestContext) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
     check = "the first loss equals that of a random guess"
     expected = bench.task.learning.guess_loss()
@@ -107,7 +107,7 @@ def check_first_loss(bench: SelftestBench) -> CheckResult:
     return CheckResult(check, is_close, f"{loss:.3f}, a guess has {expected:.3f}")
 
 
-def check_overfitting(bench: SelftestBench) -> CheckResult:
+def check_overfitting(bench: SelftestContext) -> CheckResult:
     """Overfit sixteen images."""
     learner = Learner(bench.build_setup("overfit", accumulate=1, optimizer=GENTLE_OPTIMIZER, clip=None))
     batch = bench.first_batch(16)
@@ -125,7 +125,7 @@ def check_overfitting(bench: SelftestBench) -> CheckResult:
     return CheckResult("one batch can be overfitted", is_overfitted, f"loss {first:.3f} -> {loss:.3f} in {step} steps")
 
 
-def check_shuffled_labels(bench: SelftestBench) -> CheckResult:
+def check_shuffled_labels(bench: SelftestContext) -> CheckResult:
     """Train on true and on shuffled targets, and compare how well each predicts the targets of val."""
     check = "nothing is learned from shuffled labels"
     if bench.task.requirements.unseen_classes:
@@ -146,7 +146,7 @@ def _shuffle_labels(examples: Examples) -> Examples:
     return replace(examples, targets=targets, objects=objects)
 
 
-def _train_on(bench: SelftestBench, name: str, transform: Callable[[Examples], Examples]) -> Learner:
+def _train_on(bench: SelftestContext, name: str, transform: Callable[[Examples], Examples]) -> Learner:
     """Train briefly on transformed training images; keeps and returns the learner."""
     steps = int(min(max(_LEARN_SECONDS / max(bench.step_seconds, 1e-6), _LEARN_STEPS[0]), _LEARN_STEPS[1]))
     data = replace(bench.data, splits=bench.data.splits | {"train": transform(bench.data.splits["train"])})
@@ -160,7 +160,7 @@ def _train_on(bench: SelftestBench, name: str, transform: Callable[[Examples], E
     return learner
 
 
-def _label_gain(bench: SelftestBench, name: str, transform: Callable[[Examples], Examples]) -> float:
+def _label_gain(bench: SelftestContext, name: str, transform: Callable[[Examples], Examples]) -> float:
     """Train, and return by how much the loss on val's own targets is lower than on shuffled ones."""
     learner = _train_on(bench, name, transform)
     outputs, targets = _val_outputs(bench, learner)
@@ -177,7 +177,7 @@ def _total_loss(losses: dict[str, Tensor]) -> float:
     return float(sum(losses.values()))
 
 
-def _val_outputs(bench: SelftestBench, learner: Learner) -> tuple[Tensor, dict[str, Tensor]]:
+def _val_outputs(bench: SelftestContext, learner: Learner) -> tuple[Tensor, dict[str, Tensor]]:
     """Raw outputs of the network on val, and the targets."""
     examples = bench.data.splits["val"]
     learner.network.eval()
@@ -187,7 +187,7 @@ def _val_outputs(bench: SelftestBench, learner: Learner) -> tuple[Tensor, dict[s
     return outputs, examples.batch_targets(torch.arange(len(examples)), bench.device)
 
 
-def check_live_units(bench: SelftestBench) -> CheckResult:
+def check_live_units(bench: SelftestContext) -> CheckResult:
     """Find channels whose activation is the same for every image."""
     learner, ranges = bench.learners["true"], {}  # type: ignore[var-annotated]
 
@@ -219,7 +219,7 @@ def check_live_units(bench: SelftestBench) -> CheckResult:
     )
 
 
-def check_gradient_flow(bench: SelftestBench) -> CheckResult:
+def check_gradient_flow(bench: SelftestContext) -> CheckResult:
     """Check that no parameter's gradient is missing or all zeros after some training."""
     learner = bench.learners["true"]
     learner.network.train()
@@ -232,7 +232,7 @@ def check_gradient_flow(bench: SelftestBench) -> CheckResult:
     return CheckResult(check, not unreached, failure if unreached else f"{len(parameters)} tensors")
 
 
-def check_single_images(bench: SelftestBench) -> CheckResult:
+def check_single_images(bench: SelftestContext) -> CheckResult:
     """Compare outputs of single images with those of a batch: in evaluation, batch norm must not mix images."""
     learner = bench.learners["true"]
     learner.network.eval()

@@ -15,7 +15,7 @@ from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
-from cnnrun.contracts.layer import Shape, ShapeError, require_maps
+from cnnrun.contracts.layer import Shape, ShapeError, require_feature_maps
 from cnnrun.contracts.objects import CROWD, DIFFICULT, OBJECT
 from cnnrun.contracts.prediction import CaptionedBox, Overlay
 from cnnrun.contracts.results import ClassScores, Results, View
@@ -133,7 +133,7 @@ class DetectLearning(Learning):
     facts: DataFacts
 
     def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
-        spec, channels = self.spec, [require_maps("its dense head", shape)[0] for shape in in_shapes]
+        spec, channels = self.spec, [require_feature_maps("its dense head", shape)[0] for shape in in_shapes]
         is_shared = spec.towers == "shared"
         if is_shared and len(set(channels)) > 1:
             raise ShapeError("levels that share towers need equal channels", "make them equal, or `towers: separate`")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cnnrun.base.errors import DataError
 from cnnrun.base.user_paths import path_checker
-from cnnrun.data.class_names import sorted_classes
+from cnnrun.data.class_names import sort_class_names
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.table_files import read_rows
 from cnnrun.data.targets import float32_problem
@@ -199,8 +199,8 @@ def test_links_out_of_the_root_are_refused(tmp_path):
 
 
 def test_numeric_classes_are_sorted_by_value():
-    assert sorted_classes(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
-    assert sorted_classes(["10", "9", "x"]) == ["10", "9", "x"]
+    assert sort_class_names(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
+    assert sort_class_names(["10", "9", "x"]) == ["10", "9", "x"]
 
 
 @given(st.text(max_size=40))

@@ -79,10 +79,10 @@ def test_a_resume_that_restores_weights_alone_fails(monkeypatch):
 
 
 def test_images_that_depend_on_the_workers_fail(monkeypatch):
-    from cnnrun.data.storage import Streamed
+    from cnnrun.data.storage import DecodingStore
 
-    real = Streamed.take
-    monkeypatch.setattr(Streamed, "take", lambda self, rows: real(self, rows.flip(0)))
+    real = DecodingStore.take
+    monkeypatch.setattr(DecodingStore, "take", lambda self, rows: real(self, rows.flip(0)))
     assert_fails(ALL[2])
 
 
