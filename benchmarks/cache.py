@@ -63,7 +63,8 @@ ImageSettings = first_of("cnnrun.data.image_files:ImageSettings", "cnnrun.pictur
 progress_bar = first_of("cnnrun.base.progress:progress_bar", "cnnrun.progress:bar")
 pixels = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)
 split = Split(pixels, {"labels": torch.zeros(count, dtype=torch.int64)}, "numbers")
-settings = first_of("cnnrun.data.storage:StorageSettings", "cnnrun.data.storage:CacheSettings")(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)
+Settings = first_of("cnnrun.data.storage:StorageSettings", "cnnrun.data.storage:CacheSettings")
+settings = Settings(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)
 image = ImageSettings(size=side, channels=channels)
 def now():
     return np.array([time.process_time(), time.perf_counter()])
