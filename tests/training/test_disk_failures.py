@@ -203,7 +203,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path):
         save(tmp_path, step)
     shutil.rmtree(tmp_path / "step-00000002")
     shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000002")
-    with pytest.raises(CheckpointError, match="holds step 1"):
+    with pytest.raises(CheckpointError, match="its manifest is of step 1: the folder was renamed"):
         checkpoints.load(tmp_path / "step-00000002")
 
 
