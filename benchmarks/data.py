@@ -42,7 +42,7 @@ from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.idx import Idx
 from cnnrun.data.storage import MemoryStore
-from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches
 from cnnrun.model.network import Normalize
 
 BATCH = 128
@@ -96,7 +96,7 @@ def our_epochs(examples: Examples, epochs: range) -> list[float]:
     normalize = Normalize(tuple(MEAN), tuple(STD))
     augment = Augment.model_validate(AUGMENT)
     steps = len(examples) // BATCH
-    batches = TrainingBatches(examples, augment, BATCH, steps, 0, torch.device("cpu"))
+    batches = TrainingBatches(examples, augment, BatchPlan(BATCH, steps, 0), BatchReading(torch.device("cpu")))
     seconds = []
     for epoch in epochs:
         began = time.perf_counter()

@@ -42,12 +42,14 @@ def train(
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
     # Imported after the config is read, so that a mistake in it is reported quickly.
     from cnnrun.results.report.write import report_after_training
-    from cnnrun.results.studies.seeds import train_seeds
+    from cnnrun.results.studies.seeds import RunSettings, train_seeds
     from cnnrun.results.studies.train_run import train_run
 
     keep_freed_memory()
     if seeds:
-        summary = train_seeds(experiment, seeds, runs, torch_device, resume or strict_resume, strict_resume, page)
+        summary = train_seeds(
+            experiment, seeds, RunSettings(runs, torch_device, resume or strict_resume, strict_resume), page
+        )
         show(summary, as_json, print_seeds)
         return
     result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume)

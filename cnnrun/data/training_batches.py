@@ -26,7 +26,7 @@ AHEAD_BYTES = 8 << 20
 
 Targets = dict[str, Tensor]
 # (targets, partners' targets, weight of each image's own targets) -> mixed targets
-Blend = Callable[[Targets, Targets, Tensor], Targets]
+MixTargets = Callable[[Targets, Targets, Tensor], Targets]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,26 @@ def compute_share(global_size: int, micro_batch_count: int, ranks: Ranks, partne
     return RankShare(global_size, micro_sizes, needed, own_indices, partner_indices)
 
 
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which samples form the batches: sizes, the seed, and the order of each epoch (by default the uniform one)."""
+
+    batch: int
+    steps_per_epoch: int
+    seed: int
+    order: EpochOrder | None = None
+    micro_batch_count: int = 1
+
+
+@dataclass(frozen=True)
+class BatchReading:
+    """The device that batches are put on, how many are read ahead, and the seconds to wait for images."""
+
+    device: torch.device
+    prefetch: int = 0
+    timeout: float = DEFAULT_TIMEOUT
+
+
 class TrainingBatches:
     """The training batches of a run, with this rank's share of each.
 
@@ -75,30 +95,23 @@ class TrainingBatches:
         self,
         examples: Examples,
         augment: Augment,
-        batch: int,
-        steps_per_epoch: int,
-        seed: int,
-        device: torch.device,
-        *,
-        order: EpochOrder | None = None,
-        blend: Blend | None = None,
-        prefetch: int = 0,
-        timeout: float = DEFAULT_TIMEOUT,
-        micro_batch_count: int = 1,
+        plan: BatchPlan,
+        reading: BatchReading,
+        mix_targets: MixTargets | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self._examples, self._augment, self._batch, self._seed, self._device = examples, augment, batch, seed, device
-        self._order, self._blend = order or uniform_order(len(examples)), blend
+        self._examples, self._augment, self._batch, self._seed = examples, augment, plan.batch, plan.seed
+        self._order, self._mix_targets = plan.order or uniform_order(len(examples)), mix_targets
         self._slots, self._ranks = augment.slots(), ranks or Ranks()
-        self._micro_batch_count, self._shares = micro_batch_count, dict[int, RankShare]()
-        self._timeout = timeout
-        self.steps_per_epoch = steps_per_epoch
+        self._micro_batch_count, self._shares = plan.micro_batch_count, dict[int, RankShare]()
+        self._device, self._timeout = reading.device, reading.timeout
+        self.steps_per_epoch = plan.steps_per_epoch
         self._orders: dict[int, tuple[Tensor, Tensor]] = {}
         self._ready: dict[int, Batch] = {}
-        batch_bytes = (1 if augment.is_copy_only else 4) * batch * int(torch.Size(examples.images.shape).numel())
+        batch_bytes = (1 if augment.is_copy_only else 4) * plan.batch * int(torch.Size(examples.images.shape).numel())
         self._chunk_size = max(1, AHEAD_BYTES * self._ranks.world_size // batch_bytes)
-        self._prefetch_chunks = -(-prefetch // self._chunk_size)
-        self._reader = ThreadPoolExecutor(1, "read ahead") if prefetch else None
+        self._prefetch_chunks = -(-reading.prefetch // self._chunk_size)
+        self._reader = ThreadPoolExecutor(1, "read ahead") if reading.prefetch else None
         self._pending: dict[int, Future[Tensor]] = {}
         self._is_hung = False
 
@@ -215,10 +228,11 @@ class TrainingBatches:
         partners = partner_indices.to(self._device, non_blocking=True)
         if self._augment.mosaic:
             images, targets = self._augment.make_mosaics(images, partners, targets, draws)
-        if self._augment.has_mixing and self._blend:
+        if self._augment.has_mixing and self._mix_targets:
             partner = partners[:, 0]
             images, own_weight_B = self._augment.mix(images, partner, draws)
-            targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, own_weight_B)
+            partner_targets = {name: values[partner] for name, values in targets.items()}
+            targets = self._mix_targets(targets, partner_targets, own_weight_B)
         return images, targets
 
     def _object_widths(self, samples: Tensor, partners: Tensor, sizes: list[int]) -> list[int]:

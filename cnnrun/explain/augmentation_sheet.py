@@ -19,7 +19,7 @@ from cnnrun.contracts.task_parts import Targets
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
-from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.contact_sheet import draw_contact_sheet, write_png
 from cnnrun.explain.figures.panels import draw_overlay, to_pillow
@@ -51,16 +51,9 @@ def write_augmentation_sheet(
 def _sheet_columns(experiment: Experiment, data: Dataset, samples: Tensor, epochs: int) -> list[Column]:
     """Columns of the sheet: the samples unchanged, then as each epoch augments them."""
     examples, host = data.splits["train"], torch.device("cpu")
-    batches = TrainingBatches(
-        examples,
-        experiment.data.augment,
-        len(samples),
-        1,
-        experiment.seed,
-        host,
-        order=lambda seed, epoch: (samples, samples),
-        blend=experiment.task.bind(data.facts).learning.mix_targets,
-    )
+    plan = BatchPlan(len(samples), 1, experiment.seed, lambda seed, epoch: (samples, samples))
+    mix_targets = experiment.task.bind(data.facts).learning.mix_targets
+    batches = TrainingBatches(examples, experiment.data.augment, plan, BatchReading(host), mix_targets)
     images = examples.load_images(samples).float()
     columns: list[Column] = [("unchanged", images, examples.batch_targets(samples, host))]
     for epoch in range(epochs):

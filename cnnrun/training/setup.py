@@ -13,7 +13,7 @@ from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.task import Task
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Dataset
-from cnnrun.data.training_batches import TrainingBatches, default_prefetch
+from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches, default_prefetch
 from cnnrun.model.network import Network
 from cnnrun.training.settings import Train, batch_problem, check_batch_size
 
@@ -55,20 +55,10 @@ class TrainingSetup:
         """Build the training batches, each of so many micro-batches."""
         train = self.dataset.splits["train"]
         prefetch = default_prefetch(train, self.device) if self.prefetch is None else self.prefetch
-        return TrainingBatches(
-            train,
-            self.augment,
-            self.spec.batch,
-            self.steps_per_epoch,
-            self.seed,
-            self.device,
-            order=self.spec.sampler.order(train.targets, self.spec.batch),
-            blend=self.task.learning.mix_targets,
-            prefetch=prefetch,
-            timeout=self.reading_timeout,
-            micro_batch_count=micro_batch_count,
-            ranks=self.ranks,
-        )
+        order = self.spec.sampler.order(train.targets, self.spec.batch)
+        plan = BatchPlan(self.spec.batch, self.steps_per_epoch, self.seed, order, micro_batch_count)
+        reading = BatchReading(self.device, prefetch, self.reading_timeout)
+        return TrainingBatches(train, self.augment, plan, reading, self.task.learning.mix_targets, self.ranks)
 
     def check_batch_size(self) -> None:
         """Raise ConfigError if the batches do not fit the data, the network or the ranks."""

@@ -392,9 +392,9 @@ def test_a_probe_without_varying_labels_is_refused(of_each_task, run_cli, monkey
 def test_embeddings_of_two_images_are_written_without_a_map(run, tmp_path):
     run_ = open_run(run)
     two = run_.load_examples("val").select(torch.arange(len(run_.load_examples("val"))) < 2)
-    from cnnrun.explain.methods.embed import embed
+    from cnnrun.explain.methods.embed import EmbedOptions, embed
 
-    found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
+    found = embed(run_.subject, {"val": two}, "val", EmbedOptions(["last"], "tsne", False), 8)
     assert found.arrays["features"].shape == (2, 12)
     assert "too few for a map" in found.caption
 

@@ -24,7 +24,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.storage import MemoryStore
-from cnnrun.data.training_batches import TrainingBatches, batches_in_order
+from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches, batches_in_order
 from cnnrun.tasks.classification import Classify
 
 CPU = torch.device("cpu")
@@ -36,9 +36,10 @@ def examples():
     return build_dataset(data, index_source(data), progress_bar).splits["train"]
 
 
-def make_batches(examples, batch=32, seed=3, augment=None, drop_last=True, **more):
+def make_batches(examples, batch=32, seed=3, augment=None, drop_last=True, mix_targets=None, prefetch=0, **plan):
     steps = len(examples) // batch if drop_last else -(-len(examples) // batch)
-    return TrainingBatches(examples, augment or Augment(shift=0.2, rotate=9), batch, steps, seed, CPU, **more)
+    made, reading = BatchPlan(batch, steps, seed, **plan), BatchReading(CPU, prefetch)
+    return TrainingBatches(examples, augment or Augment(shift=0.2, rotate=9), made, reading, mix_targets)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -89,7 +90,7 @@ def test_a_batch_is_augmented_with_its_own_epochs_draws(examples, epoch):
 
 def test_mixing_blends_each_image_and_label_with_the_next_of_the_batch(examples):
     augment, task = Augment(shift=0.2, mixup=0.4), Classify().bind(DataFacts(tuple("0123456789"), (1, 8, 8)))
-    batch = make_batches(examples, augment=augment, blend=task.learning.mix_targets).at(3)
+    batch = make_batches(examples, augment=augment, mix_targets=task.learning.mix_targets).at(3)
     draws, partner = Draws(3, 0, batch.index_B, augment.slots()), torch.arange(32).roll(-1)
     pictures, own = augment.mix(augment.apply(examples.load_images(batch.index_B), draws).float(), partner, draws)
     assert torch.equal(batch.images, pictures)
@@ -167,7 +168,8 @@ def test_starting_at_any_step_changes_no_bit(asked, size, drop_last):
     def fresh() -> TrainingBatches:
         augment, steps = Augment.model_validate(asked), 203 // size + (not drop_last)
         task = Classify().bind(DataFacts(("a", "b", "c"), (3, 17, 17)))
-        return TrainingBatches(coloured, augment, size, steps, 3, CPU, blend=task.learning.mix_targets)
+        plan = BatchPlan(size, steps, 3)
+        return TrainingBatches(coloured, augment, plan, BatchReading(CPU), task.learning.mix_targets)
 
     walked = fresh()
     expected = [walked.at(step) for step in range(2 * walked.steps_per_epoch)]
@@ -181,9 +183,7 @@ def test_starting_at_any_step_changes_no_bit(asked, size, drop_last):
 def test_prefetching_gives_the_same_batches_and_reports_read_errors(examples, ahead, monkeypatch):
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
     plain = make_batches(examples)
-    with closing(
-        TrainingBatches(examples, Augment(shift=0.2, rotate=9), 32, plain.steps_per_epoch, 3, CPU, prefetch=ahead)
-    ) as reading:
+    with closing(make_batches(examples, prefetch=ahead)) as reading:
         for step in (*range(plain.steps_per_epoch + 3), 2, 3, 40):
             assert same(reading.at(step), make_batches(examples).at(step))
 
@@ -193,7 +193,7 @@ def test_prefetching_gives_the_same_batches_and_reports_read_errors(examples, ah
         shape = examples.images.shape
         gone = SimpleNamespace(shape=shape, is_in_memory=True, take=fails, rows_being_read=list)
         broken = replace(examples, images=gone)
-    reading = TrainingBatches(broken, Augment(), 32, 5, 3, CPU, prefetch=ahead)
+    reading = TrainingBatches(broken, Augment(), BatchPlan(32, 5, 3), BatchReading(CPU, ahead))
     with closing(reading), pytest.raises(DataError, match="pets/1.png: gone"):
         reading.at(0)
 

@@ -21,7 +21,7 @@ from cnnrun.explain.layer_names import NamedLayer, capture_outputs, layer_featur
 from cnnrun.explain.methods import Embed, Evolve, Invariance, Top
 from cnnrun.explain.methods.gradients import class_activation_maps, input_gradients
 from cnnrun.explain.methods.invariance import image_transforms
-from cnnrun.explain.methods.occlude import measure_occlusion
+from cnnrun.explain.methods.occlude import SquareGrid, measure_occlusion
 from cnnrun.explain.methods.patches import find_strongest_cells
 from cnnrun.explain.methods.worst_images import find_worst_images
 from cnnrun.explain.run import Selection
@@ -173,7 +173,7 @@ def test_batched_occlusion_equals_occlusion_one_by_one(run):
         aim = choose_direction(
             compute_class_scores(given, picture[None]), "3", ImagesToExplain(picture[None], ["a"], [""])
         )
-    swept = measure_occlusion(subject, picture, aim, "layers.last", 2, 3, 1)
+    swept = measure_occlusion(subject, picture, aim, "layers.last", 2, SquareGrid(3, 1))
     assert swept.score.shape == (6, 6)
     assert (swept.tops, swept.lefts) == (list(range(6)), list(range(6)))
     for row, column in ((0, 0), (2, 5), (5, 1)):
@@ -318,7 +318,7 @@ def test_occlusion_squares_reach_the_far_edges(run):
     subject = open_run(run).subject
     picture = torch.rand(1, 8, 8)
     aim = choose_direction(subject.class_scores(picture[None]), None, ImagesToExplain(picture[None], ["a"], [""]))
-    swept = measure_occlusion(subject, picture, aim, "layers.last", 0, 3, 2)
+    swept = measure_occlusion(subject, picture, aim, "layers.last", 0, SquareGrid(3, 2))
     assert swept.tops == swept.lefts == [0, 2, 4, 5]
     assert swept.score.shape == (4, 4)
 

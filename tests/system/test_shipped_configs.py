@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cnnrun.base.errors import DataError
-from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches
 from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies.train_run import train_run
@@ -32,7 +32,7 @@ def test_a_config_starts_at_the_chance_loss_and_learns(path, monkeypatch, tmp_pa
     experiment = config_file.read_config(path, ["train.batch=32", "train.ema=null"])
     data = dataset_or_skip(experiment, monkeypatch)
     learning = Learner(setup := assemble.build_setup(experiment, data, None, CPU))
-    batch = TrainingBatches(data.splits["train"], setup.augment, 32, 10, 0, CPU).at(0)
+    batch = TrainingBatches(data.splits["train"], setup.augment, BatchPlan(32, 10, 0), BatchReading(CPU)).at(0)
     losses = []
     for step in range(6):
         losses.append(float(learning.backward(batch, step)))

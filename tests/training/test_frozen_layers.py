@@ -124,9 +124,9 @@ def test_a_step_uses_the_learning_rate_of_each_parameter_group(tmp_path):
     made = tiny_experiment("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
     setup = setup_of(made, tmp_path)
     learning = Learner(setup)
-    from cnnrun.data.training_batches import TrainingBatches
+    from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches
 
-    batch = TrainingBatches(setup.dataset.splits["train"], setup.augment, 8, 1, 0, CPU).at(0)
+    batch = TrainingBatches(setup.dataset.splits["train"], setup.augment, BatchPlan(8, 1, 0), BatchReading(CPU)).at(0)
     learning.backward(batch, 0)
     parameters = dict(learner.trainable_parameters(learning.network_and_criterion))
     expected = {

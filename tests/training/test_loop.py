@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.choices import Choices
-from cnnrun.data.training_batches import batches_in_order
+from cnnrun.data.training_batches import BatchPlan, BatchReading, batches_in_order
 from cnnrun.experiment import assemble
 from cnnrun.experiment.checks import check
 from cnnrun.model.trained_network import MeasuredNetwork
@@ -77,7 +77,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
         setup.network.double()
         from cnnrun.data.training_batches import TrainingBatches
 
-        batch = TrainingBatches(data.splits["train"], setup.augment, 50, 20, 0, CPU, micro_batch_count=accumulate).at(0)
+        plan = BatchPlan(50, 20, 0, None, accumulate)
+        batch = TrainingBatches(data.splits["train"], setup.augment, plan, BatchReading(CPU)).at(0)
         batch = replace(batch, images=batch.images.double())
         learning.backward(batch, 0)
         grads.append([parameter.grad.clone() for parameter in setup.network.parameters()])
@@ -299,7 +300,7 @@ def test_a_network_can_overfit_eight_images(tmp_path):
     learning = Learner(setup)
     from cnnrun.data.training_batches import TrainingBatches
 
-    batch = TrainingBatches(data.splits["train"], setup.augment, 8, 1, 0, CPU).at(0)
+    batch = TrainingBatches(data.splits["train"], setup.augment, BatchPlan(8, 1, 0), BatchReading(CPU)).at(0)
     losses = []
     for step in range(150):
         losses.append(float(learning.backward(batch, step)))

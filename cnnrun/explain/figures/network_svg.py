@@ -143,7 +143,7 @@ def _entry_box(entry: OutlineEntry) -> Drawable:
     height = 2 * _TITLE_HEIGHT + tallest + (4 * _LINE_HEIGHT if joins else 0) + _PADDING
 
     def draw(x: float, y: float) -> list[str]:
-        lines = [_rectangle(x, y, width, height, "#fff" if entry.kind != "repeat" else "#fafafa", "#c4c9d2")]
+        lines = [_rectangle((x, y), (width, height), "#fff" if entry.kind != "repeat" else "#fafafa", "#c4c9d2")]
         lines += [
             _text(x + _PADDING, y + 15, caption, 12, "bold"),
             _text(x + _PADDING, y + 30, f"{entry.shape}  {notes}", 10),
@@ -170,7 +170,7 @@ def _entry_box(entry: OutlineEntry) -> Drawable:
 
 def _draw_join(x: float, y: float, sign: str) -> list[str]:
     half = 9.0 if len(sign) == 1 else 24.0
-    shape = _rectangle(x - half, y - 9, 2 * half, 18, _COLOURS["merge"], "#7c3aed", 9)
+    shape = _rectangle((x - half, y - 9), (2 * half, 18), _COLOURS["merge"], "#7c3aed", 9)
     return [shape, _text(x, y + 4, sign, 11, "bold", "middle")]
 
 
@@ -200,7 +200,7 @@ def _layer_box(entry: OutlineEntry) -> Drawable:
     height = _TITLE_HEIGHT + _LINE_HEIGHT * len(texts) + 6
 
     def draw(x: float, y: float) -> list[str]:
-        lines = [_rectangle(x, y, width, height, _COLOURS[_colour_key(entry.kind)], "#9aa1ad")]
+        lines = [_rectangle((x, y), (width, height), _COLOURS[_colour_key(entry.kind)], "#9aa1ad")]
         lines.append(_text(x + width / 2, y + 16, title, 12, "bold", "middle"))
         for index, text in enumerate(texts, 1):
             weight = "normal" if index < len(texts) else "600"
@@ -228,7 +228,8 @@ def _colour_key(kind: str) -> str:
     return "merge" if kind in _MERGES else next((family for part, family in families.items() if part in kind), "other")
 
 
-def _rectangle(x: float, y: float, width: float, height: float, fill: str, line: str, radius: float = 5) -> str:
+def _rectangle(corner: tuple[float, float], size: tuple[float, float], fill: str, line: str, radius: float = 5) -> str:
+    (x, y), (width, height) = corner, size
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{radius:g}" '
         f'fill="{fill}" stroke="{line}"/>'

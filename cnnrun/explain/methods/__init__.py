@@ -187,12 +187,13 @@ class Embed(SplitMethod):
     probe: bool | None = Field(None, description="Fit a linear model on each layer's vectors; by default if possible.")
 
     def explain(self, run: OpenRun) -> Explanation:
-        from cnnrun.explain.methods.embed import embed
+        from cnnrun.explain.methods.embed import EmbedOptions, embed
 
         for layer in self.layers:
             run.subject.find_layer(layer)
         name, data = run.load_data(self.split, with_train=self.probe is not False)
-        return embed(run.subject, data.splits, name, self.layers, self.map, run.batch, self.probe)
+        options = EmbedOptions(self.layers, self.map, self.probe)
+        return embed(run.subject, data.splits, name, options, run.batch)
 
 
 class Detections(ImageMethod):

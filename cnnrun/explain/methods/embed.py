@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,28 @@ _MAX_PROBED = 5000  # images of a split on which a probe is fitted or measured
 _MAX_SERIES = 12  # with more classes, all points of the map have one colour
 
 
+@dataclass(frozen=True)
+class EmbedOptions:
+    """The layers of which the last one is mapped, by default the head's input, the projection of the map, and whether \
+to fit a probe; None fits one if the targets allow it."""
+
+    layers: Sequence[str]
+    projection: Map
+    probe: bool | None
+
+
 def embed(
     subject: ExplainedNetwork,
     splits: dict[str, Examples],
     split_name: str,
-    layers: Sequence[str],
-    projection: Map,
+    options: EmbedOptions,
     batch: int,
-    probe: bool | None,
 ) -> Explanation:
-    """Compute vectors of the last of `layers`, a row for each image of the split; feature maps are averaged over space.
+    """Compute vectors of a layer, a row for each image of the split; feature maps are averaged over space.
 
-    The default layer is the head's input. A linear model is fitted on each layer's vectors of train and measured on
-    the split; with `probe` None, only if the targets allow it. Raises ConfigError.
+    A linear model is fitted on each layer's vectors of train and measured on the split. Raises ConfigError.
     """
+    layers, projection, probe = options.layers, options.projection, options.probe
     require_package("sklearn", "stats", "explain embed")
     places, examples = (
         [subject.find_layer(layer) for layer in layers] or default_layers(subject, probe is not False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,24 @@ class OcclusionScores:
     size: int
 
 
+class SquareGrid(NamedTuple):
+    """The side of the square, and the distance between its positions, in pixels."""
+
+    size: int
+    step: int
+
+
+@dataclass(frozen=True)
+class OccludedImage:
+    """The scores of one image with the square at each position, and without it; the channel is the strongest one."""
+
+    occlusion: OcclusionScores
+    direction: ScoreDirection
+    score_before: float
+    channel: int
+    names: tuple[str, ...]
+
+
 def occlude(
     subject: ExplainedNetwork,
     images: ImagesToExplain,
@@ -50,7 +68,7 @@ def occlude(
     """
     trained, place = subject.trained, subject.find_feature_map_layer(layer)
     size = size or max(1, min(trained.facts.image[1:]) // 4)
-    stride_px = stride or max(1, size // 4)
+    grid = SquareGrid(size, stride or max(1, size // 4))
     if size > min(trained.facts.image[1:]):
         raise ConfigError(f"--size {size}: larger than the image, {trained.facts.image[2]}x{trained.facts.image[1]}")
     class_scores = subject.class_scores(images.pixels)
@@ -62,16 +80,17 @@ def occlude(
     for index in range(len(images)):
         channel = int(sums[index].argmax())
         occlusion = measure_occlusion(
-            subject, images.pixels[index], direction.select(index), place.module_name, channel, size, stride_px
+            subject, images.pixels[index], direction.select(index), place.module_name, channel, grid
         )
-        rows.append(_draw_row(images, index, occlusion, direction, scores_before[index], channel, names))
-        image_rows.append(_image_row(images, index, occlusion, direction, scores_before[index], channel, names, size))
+        occluded = OccludedImage(occlusion, direction, scores_before[index], channel, names)
+        rows.append(_draw_row(images, index, occluded))
+        image_rows.append(_image_row(images, index, occluded))
     caption = (
-        f"A grey square of {size} pixels moves by {stride_px}: the {direction.quantity} of the class in the title, "
+        f"A grey square of {size} pixels moves by {grid.step}: the {direction.quantity} of the class in the title, "
         f"the sum of the strongest map of {place.title}, each from black (lowest) to yellow (highest)"
         + (", and the winning class as a colour, by the square's centre." if names[1:] else ".")
     )
-    data = {"layer": place.title, "size": size, "stride": stride_px, "pictures": image_rows}
+    data = {"layer": place.title, "size": size, "stride": grid.step, "pictures": image_rows}
     return Explanation(titled_grid(rows), caption, data, "pictures")
 
 
@@ -81,11 +100,10 @@ def measure_occlusion(
     direction: ScoreDirection,
     module: str,
     channel: int,
-    size: int,
-    step: int,
+    grid: SquareGrid,
 ) -> OcclusionScores:
     """Measure scores of one image with a square of the data's mean colour at each position, in batches."""
-    trained = subject.trained
+    trained, (size, step) = subject.trained, grid
     _, height, width = image_CHW.shape
     tops, lefts = _square_starts(height, size, step), _square_starts(width, size, step)
     corners = torch.cartesian_prod(torch.tensor(tops), torch.tensor(lefts)).view(-1, 2).to(trained.device)
@@ -113,15 +131,8 @@ def _square_starts(side: int, size: int, step: int) -> list[int]:
     return starts if starts[-1] == side - size else [*starts, side - size]
 
 
-def _draw_row(
-    images: ImagesToExplain,
-    index: int,
-    occlusion: OcclusionScores,
-    direction: ScoreDirection,
-    score_before: float,
-    channel: int,
-    names: tuple[str, ...],
-) -> list[tuple[str, Any]]:
+def _draw_row(images: ImagesToExplain, index: int, occluded: OccludedImage) -> list[tuple[str, Any]]:
+    occlusion, names = occluded.occlusion, occluded.names
     pillow_image = scale_to_side(images.pillow_image(index), _IMAGE_SIDE).convert("RGB")
 
     def draw_map(values: Tensor) -> Any:
@@ -133,8 +144,8 @@ def _draw_row(
     )
     row = [
         (images.title(index), pillow_image),
-        (f"{direction.names[index]} {score_before:.3g}: {score_range}", draw_map(occlusion.score)),
-        (f"channel {channel}: {energy_range}", draw_map(occlusion.energy)),
+        (f"{occluded.direction.names[index]} {occluded.score_before:.3g}: {score_range}", draw_map(occlusion.score)),
+        (f"channel {occluded.channel}: {energy_range}", draw_map(occlusion.energy)),
     ]
     if len(names) < 2:
         return row
@@ -193,26 +204,18 @@ def _colour_winners(winner: Tensor) -> tuple[Any, list[int]]:
     return pillow_image, frequent
 
 
-def _image_row(
-    images: ImagesToExplain,
-    index: int,
-    occlusion: OcclusionScores,
-    direction: ScoreDirection,
-    score_before: float,
-    channel: int,
-    names: tuple[str, ...],
-    size: int,
-) -> dict[str, Any]:
+def _image_row(images: ImagesToExplain, index: int, occluded: OccludedImage) -> dict[str, Any]:
+    occlusion, names, size = occluded.occlusion, occluded.names, occluded.occlusion.size
     row, column = divmod(int(occlusion.score.argmin()), occlusion.score.shape[1])
     left, top = occlusion.lefts[column], occlusion.tops[row]
     winner_names = [[names[class_index] for class_index in winners] for winners in occlusion.winner.tolist() if names]
     return {
         "picture": images.names[index],
-        "target": direction.names[index],
-        "score": score_before,
+        "target": occluded.direction.names[index],
+        "score": occluded.score_before,
         "least": float(occlusion.score.min()),
         "least_box": [left, top, left + size, top + size],
-        "channel": channel,
+        "channel": occluded.channel,
         "tops": occlusion.tops,
         "lefts": occlusion.lefts,
         "scores": occlusion.score.tolist(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,20 @@ from cnnrun.tasks.intervals import metric_bounds
 from cnnrun.training.run_records import read_facts
 
 
-def train_seeds(
-    experiment: Experiment, count: int, runs: Path, device: torch.device, resume: bool, strict: bool, page: bool = False
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how runs are trained: their folder, the device, and whether they resume, strictly or not."""
+
+    runs: Path
+    device: torch.device
+    resume: bool = False
+    strict: bool = False
+
+
+def train_seeds(experiment: Experiment, count: int, settings: RunSettings, with_report: bool = False) -> dict[str, Any]:
     """Train with `count` consecutive seeds, starting at the config's; write and return a summary of the metrics.
 
-    With `resume`, finished runs of the same config and seed are not trained again. Raises DataError if the data changed
+    When resuming, finished runs of the same config and seed are not trained again. Raises DataError if the data changed
     between the runs.
     """
     if torchrun.world_size() > 1:
@@ -35,14 +44,15 @@ def train_seeds(
     if experiment.seed + count > 2**63:
         raise ConfigError(f"--seeds {count}: seeds must stay below 2^63, and the config's is {experiment.seed}")
     require_package("scipy", "stats", "--seeds")
+    runs, device = settings.runs, settings.device
     seeds = range(experiment.seed, experiment.seed + count)
     rows = []
     for number, seed in enumerate(seeds, 1):
         seed_experiment = experiment.model_copy(update={"seed": seed})
         say(f"seed {seed} ({number} of {count})")
-        result = train_run(seed_experiment, runs, device, resume, strict)
+        result = train_run(seed_experiment, runs, device, settings.resume, settings.strict)
         run = Path(result["run"])
-        if page:
+        if with_report:
             report_writer.report_after_training(run, runs, device, overwrite="already_finished" not in result)
         evaluation = evaluate_run(run, runs, device, None)
         rows.append({"seed": seed, "run": str(run), "split": evaluation["split"], "numbers": evaluation["numbers"]})

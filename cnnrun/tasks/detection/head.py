@@ -34,8 +34,9 @@ class LogitConv(nn.Conv2d):
 class DenseHead(nn.Module):
     """Feature maps of several levels -> raw outputs of all their cells.
 
-    Each level goes through two towers of `depth` convolutions: one for the logits, one for the boxes. If `shared`, all
-    levels use the same convolutions, each with its own batch norms (RTMDet, Lyu et al. 2022, section 3.2).
+    Each level goes through two towers of convolutions, one for the logits and one for the boxes; `tower_channels` are
+    the channels of each convolution. If `shared`, all levels use the same convolutions, each with its own batch norms
+    (RTMDet, Lyu et al. 2022, section 3.2).
     """
 
     def __init__(
@@ -43,24 +44,23 @@ class DenseHead(nn.Module):
         in_channels: list[int],
         image: list[int],
         classes: int,
-        channels: int,
-        depth: int,
+        tower_channels: list[int],
         shared: bool,
         depthwise: bool,
     ) -> None:
         super().__init__()
         self.in_channels, self.image, self.classes = in_channels, image, classes
-        self.channels, self.depth, self.shared, self.depthwise = channels, depth, shared, depthwise
+        self.tower_channels, self.shared, self.depthwise = tower_channels, shared, depthwise
         towers = 1 if shared else len(in_channels)
-        widths = [channels if depth else width for width in in_channels]
+        widths = [tower_channels[-1] if tower_channels else width for width in in_channels]
         for tower in ("what", "where"):
             self.add_module(
                 f"{tower}_convs",
-                nn.ModuleList(_tower_convs(width, channels, depth, depthwise) for width in in_channels[:towers]),
+                nn.ModuleList(_tower_convs(width, tower_channels, depthwise) for width in in_channels[:towers]),
             )
             self.add_module(
                 f"{tower}_norms",
-                nn.ModuleList(nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth)) for _ in in_channels),
+                nn.ModuleList(nn.ModuleList(map(nn.BatchNorm2d, tower_channels)) for _ in in_channels),
             )
         self.logits = nn.ModuleList(LogitConv(width, classes, 1) for width in widths[:towers])
         self.sides = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in widths[:towers])
@@ -83,14 +83,15 @@ class DenseHead(nn.Module):
         return x
 
 
-def _tower_convs(in_channels: int, channels: int, depth: int, depthwise: bool) -> nn.ModuleList:
-    def build_conv(width: int) -> nn.Module:
+def _tower_convs(in_channels: int, tower_channels: list[int], depthwise: bool) -> nn.ModuleList:
+    def build_conv(width: int, channels: int) -> nn.Module:
         if not depthwise:
             return nn.Conv2d(width, channels, 3, padding=1, bias=False)
         depthwise_conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         return nn.Sequential(depthwise_conv, nn.Conv2d(width, channels, 1, bias=False))
 
-    return nn.ModuleList(build_conv(in_channels if index == 0 else channels) for index in range(depth))
+    widths = [in_channels, *tower_channels[:-1]]
+    return nn.ModuleList(map(build_conv, widths[: len(tower_channels)], tower_channels))
 
 
 def _cell_outputs(sides_B4HW: Tensor, logits_BKHW: Tensor, image: list[int]) -> Tensor:

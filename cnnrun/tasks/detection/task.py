@@ -138,7 +138,8 @@ class DetectLearning(Learning):
         if is_shared and len(set(channels)) > 1:
             raise ShapeError("levels that share towers need equal channels", "make them equal, or `towers: separate`")
         image, classes = list(self.facts.image[1:]), len(self.facts.classes)
-        return DenseHead(channels, image, classes, spec.channels, spec.depth, is_shared, spec.depthwise)
+        tower_channels = [spec.channels] * spec.depth
+        return DenseHead(channels, image, classes, tower_channels, is_shared, spec.depthwise)
 
     def build_criterion(self) -> Criterion:
         images, objects = self.facts.counts.get("train", 0), sum(self.facts.class_counts)

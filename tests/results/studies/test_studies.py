@@ -190,7 +190,7 @@ def test_figures_accept_any_name(tmp_path):
 
 
 def test_seeds_equal_runs_trained_one_by_one(tmp_path):
-    made = seeds.train_seeds(one_epoch_config(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
+    made = seeds.train_seeds(one_epoch_config(), 3, seeds.RunSettings(tmp_path / "runs", CPU, False))
     assert made["seeds"] == [0, 1, 2]
     for row in made["runs"]:
         alone = train_run(one_epoch_config(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
@@ -205,24 +205,24 @@ def test_seeds_equal_runs_trained_one_by_one(tmp_path):
 
 
 def test_interrupted_seeds_are_resumed(tmp_path):
-    whole = seeds.train_seeds(one_epoch_config(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
+    whole = seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path / "whole", CPU, True))
     train_run(one_epoch_config(), tmp_path / "cut", CPU, resume=False)
     with stop_at(7):
         train_run(one_epoch_config("seed=1"), tmp_path / "cut", CPU, resume=False)
-    part = seeds.train_seeds(one_epoch_config(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    part = seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path / "cut", CPU, True))
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
         assert digest(Path(one["run"])) == digest(Path(other["run"]))
-    again = seeds.train_seeds(one_epoch_config(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    again = seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path / "cut", CPU, True))
     assert again["runs"] == part["runs"]
 
 
 def test_seeds_trained_on_different_data_are_refused(tmp_path):
-    seeds.train_seeds(one_epoch_config(), 1, tmp_path, CPU, resume=False, strict=False)
+    seeds.train_seeds(one_epoch_config(), 1, seeds.RunSettings(tmp_path, CPU, False))
     facts = tmp_path / "tiny" / "1" / "facts.json"
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
     with pytest.raises(CheckpointError, match="the data has changed since"):
-        seeds.train_seeds(one_epoch_config(), 2, tmp_path, CPU, resume=True, strict=False)
+        seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path, CPU, True))
     other = Path(train_run(one_epoch_config("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="were trained on different data"):
         seeds._refuse_different_data([tmp_path / "tiny" / "1", other])
