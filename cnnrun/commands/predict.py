@@ -18,11 +18,14 @@ def predict(
         list[str] | None, typer.Option(help="Show objects with at least this score: 0.4, or cat=0.6 for one class.")
     ] = None,
     draw: Annotated[
-        Path | None, typer.Option(help="Write the images with the found objects drawn on them to this folder.")
+        Path | None, typer.Option(help="Write the images with their predictions drawn on them to this folder.")
     ] = None,
     coco: Annotated[
         Path | None,
         typer.Option(help="Also write the shown objects to this file in COCO's results format; --score 0 shows all."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Write the class of each pixel as grey PNG files to this folder.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
@@ -33,7 +36,7 @@ def predict(
     from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
     from cnnrun.experiment.open_run import open_network
-    from cnnrun.results.predict import ObjectOutput, predict_paths
+    from cnnrun.results.predict import OutputFiles, predict_paths
 
-    trained, output = open_network(run, runs, choose_device(device)), ObjectOutput(score or [], draw, coco)
+    trained, output = open_network(run, runs, choose_device(device)), OutputFiles(score or [], draw, coco, masks)
     prediction_output.write_all(predict_paths(trained, paths, batch, output), as_json, csv)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class CaptionedBox:
@@ -18,9 +21,10 @@ class CaptionedBox:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What to draw onto an image."""
+    """What to draw onto an image: boxes, and a class for each pixel, uint8 [H, W], whose `IGNORED` pixels stay."""
 
     boxes: Sequence[CaptionedBox] = ()
+    class_map: NDArray[np.uint8] | None = None
 
     def without_text(self) -> Overlay:
         """Return the overlay without the texts of its boxes."""
@@ -48,6 +52,10 @@ class Prediction:
 
     def overlay(self) -> Overlay | None:
         """What to draw onto the image, or None."""
+        return None
+
+    def class_map(self) -> NDArray[np.uint8] | None:
+        """A class index for each pixel of the original image, uint8 [H, W], or None."""
         return None
 
     def coco_results(self) -> list[dict[str, Any]]:

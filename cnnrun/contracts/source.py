@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -42,6 +42,7 @@ class Split:
     groups: Tensor | None = None
     sizes: NDArray[np.int64] | None = None  # [N, 2]: height and width of the image to which the boxes refer
     objects: ObjectTable | None = None  # if the targets are boxes
+    masks: Masks | None = None  # if the targets are masks
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,6 +57,7 @@ class Split:
             None if self.groups is None else self.groups[indices],
             None if self.sizes is None else self.sizes[indices.numpy()],
             None if self.objects is None else self.objects.select(indices),
+            None if self.masks is None else self.masks.select(indices),
         )
 
     def sample_name(self, index: int) -> str:
@@ -64,6 +66,35 @@ class Split:
             return os.fsdecode(self.images.path_bytes(index))
         image = self.images[index]
         return f"{self.origin}[{index}]" if isinstance(image, np.ndarray) else str(image)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A mask for each image of a split: image files, or class indices as uint8 [N, H, W, 1].
+
+    `class_of_value` [256] has the class index of each grey value or palette index of the files; `IGNORED` for pixels
+    to ignore, `UNKNOWN` for values that are no class.
+    """
+
+    images: Files | NDArray[np.uint8]
+    class_of_value: tuple[int, ...]
+    origin: str = "mask"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, indices: Tensor) -> Masks:
+        """Return the masks at these indices."""
+        images = self.images
+        return replace(
+            self, images=images[indices.numpy()] if isinstance(images, np.ndarray) else images.select(indices.tolist())
+        )
+
+    def sample_name(self, index: int) -> str:
+        """Name of a mask in messages: its file, or its index in the source."""
+        if isinstance(self.images, Files):
+            return os.fsdecode(self.images.path_bytes(index))
+        return f"{self.origin}[{index}]"
 
 
 BoxTreatment = Literal["left out", "cut", "kept"]  # cut at the image's edges

@@ -108,6 +108,8 @@ class Predicting:
     """True if predictions are objects with scores, which can be filtered by score and written as COCO's results."""
     has_overlays: bool = False
     """True if predictions can be drawn onto their images."""
+    has_class_maps: bool = False
+    """True if predictions have a class for each pixel, which can be written as an image."""
     unreadable_json: dict[str, Any] = {}
     """Keys in JSON that every row has, even that of an image that cannot be read."""
 

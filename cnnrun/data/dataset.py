@@ -14,8 +14,9 @@ from cnnrun.base.errors import escape
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.source import BadBox, Split
+from cnnrun.data.masks import images_with_class
 from cnnrun.data.storage import ImageStore, StoredSplit
-from cnnrun.data.targets import flatten_targets, target_codes
+from cnnrun.data.targets import count_classes, flatten_targets, target_codes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Examples:
     source: Split
     source_rows: Tensor
     objects: ObjectTable | None = None
+    masks: ImageStore | None = None  # by the index in `source`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,11 +53,19 @@ class Examples:
         """The targets of samples `index_B` on a device, objects padded to the largest count among these samples."""
         objects = {} if self.objects is None else self.objects.pad(index_B)
         targets = {name: values[index_B] for name, values in self.targets.items()} | objects
+        if self.masks is not None:
+            targets["masks"] = self.masks.take(self.source_rows[index_B])[:, 0]
         return {name: values.to(device, non_blocking=True) for name, values in targets.items()}
 
     def all_targets(self) -> dict[str, Tensor]:
         """The targets of all samples, objects concatenated with a count per sample: see `flatten_targets`."""
         return flatten_targets(self.targets, self.objects)
+
+    def class_counts(self, classes: int) -> tuple[int, ...]:
+        """Number of images, or of objects, of each class; with masks, of images that show it. Empty without classes."""
+        if self.masks is not None:
+            return tuple(images_with_class(self.masks, self.source_rows, classes).sum(0).tolist())
+        return count_classes(self.all_targets(), classes)
 
     def load_images(self, index_B: Tensor) -> Tensor:
         """The images of samples `index_B`, [B, C, H, W], on the host."""

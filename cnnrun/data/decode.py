@@ -17,12 +17,14 @@ from cnnrun.base.error_lines import join_names, truncate_lines
 from cnnrun.base.errors import DataError, NoAnswerError, UnreadableFileError
 from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.layer import HeightWidth, Shape
-from cnnrun.contracts.source import Split
+from cnnrun.contracts.source import Masks, Split
 from cnnrun.data.image_files import (
     DecodedImage,
     ImageSettings,
     decode_image,
+    decode_mask,
     fit_image,
+    fit_mask,
     image_errors,
     image_from_pixels,
     read_image_bytes,
@@ -113,7 +115,7 @@ class Decoder:
     """
 
     def __init__(
-        self, split: Split, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
+        self, split: Split | Masks, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
     ) -> None:
         self.split, self.shape, self.image_settings, self._listing = split, shape, image_settings, listing
         self._size: HeightWidth = (shape[1], shape[2])
@@ -146,9 +148,15 @@ class Decoder:
                 data, decoded = b"", image_from_pixels(images[index], self.shape[0])
             else:
                 data = read_image_bytes(name if isinstance(images, Files) else images[index], self._expected(index))
-                decoded = decode_image(data, self.shape[0], self.image_settings)
-            pixels_HWC = fit_image(decoded.pillow_image, self._size, self.image_settings)
+                decoded = self._decode_bytes(data)
+            fit = fit_mask if isinstance(self.split, Masks) else fit_image
+            pixels_HWC = fit(decoded.pillow_image, self._size, self.image_settings)
             return pixels_HWC.transpose(2, 0, 1), data, decoded
+
+    def _decode_bytes(self, data: bytes) -> DecodedImage:
+        if isinstance(self.split, Masks):
+            return decode_mask(data, self.split.class_of_value, self.image_settings)
+        return decode_image(data, self.shape[0], self.image_settings)
 
     def _expected(self, index: int) -> tuple[int, int] | None:
         """Size and time of an image's file when it was listed."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import DataError
 from cnnrun.base.file_sequences import Members
-from cnnrun.contracts.source import Split
+from cnnrun.contracts.source import Masks, Split
 from cnnrun.data.decode import processor_count, start_threads
 from cnnrun.data.image_files import image_errors, read_image_bytes
 from cnnrun.data.image_records import digest
 
 
-def list_files(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
+def list_files(split: Split | Masks, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
     """List each image's file as (size, time in ns), [N, 2], or with a hash of its bytes as [N, 3].
 
     Size and time of a missing file are -1. None if the images are in memory.
@@ -47,7 +47,7 @@ def _hash_shard(shard: Path) -> int:
     return int.from_bytes(hash_bytes, "little", signed=True)
 
 
-def _hash_images(split: Split, workers: int | None) -> NDArray[np.int64]:
+def _hash_images(split: Split | Masks, workers: int | None) -> NDArray[np.int64]:
     def hash_image(index: int) -> int:
         item = split.images[index]
         assert isinstance(item, Path)
@@ -61,7 +61,7 @@ def _hash_images(split: Split, workers: int | None) -> NDArray[np.int64]:
         return np.array(parallel_map(hash_image, range(len(split))), np.uint64).view(np.int64)
 
 
-def content_digest(split: Split, listing: NDArray[np.int64] | None) -> bytes:
+def content_digest(split: Split | Masks, listing: NDArray[np.int64] | None) -> bytes:
     """A digest of a split's images: of the names and the listing of its files, or of the pixels themselves."""
     hasher = hashlib.sha256()
     if isinstance(split.images, np.ndarray):

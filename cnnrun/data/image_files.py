@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +31,7 @@ from cnnrun.base.file_sequences import Member, is_hidden_or_system_name
 from cnnrun.config.spec import SizePair, Spec
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.results import View
+from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
 FORMAT_SUFFIXES = {
@@ -287,19 +288,44 @@ def _lay_over_background(image: Any, background: int) -> Any:
     return Pil.alpha_composite(Pil.new("RGBA", rgba.size, (background, background, background, 255)), rgba)
 
 
-def _fit(image: Any, size: HeightWidth, settings: ImageSettings) -> Any:
+def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSettings) -> DecodedImage:
+    """Decode a mask of grey values or palette indices to class indices. Call it within `image_errors`."""
+    with _pillow().open(BytesIO(data), formats=FORMATS) as image:
+        _check_header(image, settings)
+        image.load()
+        if image.mode not in ("1", "L", "P"):
+            raise ImageRefusedError(f"a mask needs one value per pixel, grey or by a palette; it has {image.mode}")
+        orientation = _read_orientation(image)
+        values = np.asarray(_turn_upright(image, orientation)).astype(np.uint8)
+        classes = np.asarray(class_of_value, np.uint8)[values]
+        if UNKNOWN in classes:
+            value = int(values[classes == UNKNOWN].min())
+            raise ImageRefusedError(f"the mask has the value {value}, which is no class; see values and ignore")
+        return DecodedImage(_pillow().fromarray(classes), image.format, image.mode, orientation)
+
+
+def fit_mask(image: Any, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
+    """Fit a mask as `fit_image` fits its image, by nearest pixels: uint8 [H, W, 1]; padding is ignored."""
+    from PIL import Image as Pil
+
+    ignoring = settings.model_copy(update={"background": IGNORED})
+    return np.asarray(_fit(image, size, ignoring, Pil.Resampling.NEAREST), dtype=np.uint8)[:, :, None]
+
+
+def _fit(image: Any, size: HeightWidth, settings: ImageSettings, resampling: int | None = None) -> Any:
     from PIL import Image as Pil
     from PIL import ImageOps
 
+    resampling = Pil.Resampling.BILINEAR if resampling is None else resampling
     width_height = (size[1], size[0])
     if image.size == width_height and (settings.fit != "crop" or settings.crop_pct == 1):
         return image
     if settings.fit == "crop":
-        return _crop_middle(image, size, settings.crop_pct)
+        return _crop_middle(image, size, settings.crop_pct, resampling)
     if settings.fit == "pad":
         colour = settings.background if image.mode == "L" else (settings.background,) * 3
-        return ImageOps.pad(image, width_height, Pil.Resampling.BILINEAR, color=colour)
-    return image.resize(width_height, Pil.Resampling.BILINEAR)
+        return ImageOps.pad(image, width_height, resampling, color=colour)
+    return image.resize(width_height, resampling)
 
 
 def compute_view(image_size: HeightWidth, size: HeightWidth, settings: ImageSettings) -> View:
@@ -319,16 +345,14 @@ def compute_view(image_size: HeightWidth, size: HeightWidth, settings: ImageSett
     return View(image_size, new_width / width, new_height / height)
 
 
-def _crop_middle(image: Any, size: HeightWidth, fraction: float) -> Any:
+def _crop_middle(image: Any, size: HeightWidth, fraction: float, resampling: int) -> Any:
     """Resize an image so that `size` is `fraction` of it in the tighter direction, and crop `size` from its middle.
 
     Rounds as torchvision's Resize and CenterCrop do, so that torchvision's weights reach their published accuracy.
     """
-    from PIL import Image as Pil
-
     height, width = size
     new_height, new_width = _size_before_crop((image.height, image.width), size, fraction)
-    resized = image.resize((new_width, new_height), Pil.Resampling.BILINEAR)
+    resized = image.resize((new_width, new_height), resampling)
     top, left = round((new_height - height) / 2), round((new_width - width) / 2)
     return resized.crop((left, top, left + width, top + height))
 

@@ -20,7 +20,7 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import OBJECT_COLUMNS
-from cnnrun.contracts.source import BadBox, SourceContents, Split
+from cnnrun.contracts.source import BadBox, Masks, SourceContents, Split
 from cnnrun.data.cache import ProgressBar
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content_digest, list_files
@@ -28,9 +28,10 @@ from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import SourceIndex, class_warnings
 from cnnrun.data.leakage import apply_leakage_policy, move_copies_together
+from cnnrun.data.masks import mask_problems
 from cnnrun.data.settings import Data
 from cnnrun.data.storage import StoredSplit, store_split
-from cnnrun.data.targets import count_classes, measure_numbers, select_targets
+from cnnrun.data.targets import measure_numbers, select_targets
 
 MOVED_NOTE = "moved within data.split, so that all copies of an image are in one split"
 
@@ -56,6 +57,7 @@ class DecodedSplits:
 
     splits: dict[str, tuple[Split, Tensor]]
     stored_splits: dict[str, StoredSplit]
+    stored_masks: dict[str, StoredSplit]
     file_listings: dict[int, NDArray[np.int64] | None]
     moved_count: int
     has_all_splits: bool
@@ -75,16 +77,20 @@ def decode_splits(
     for split, _ in wanted.values():
         if id(split) not in stored:
             stored[id(split)] = store_split(split, shape, data.image, data, listings[id(split)], progress)
+        if split.masks is not None and id(split.masks) not in stored:
+            listing = listings[id(split.masks)]
+            stored[id(split.masks)] = store_split(split.masks, (1, *shape[1:]), data.image, data, listing, progress)
     splits, moved_count = move_copies_together(source_index, wanted, stored)
     stored_by_name = {name: stored[id(split)] for name, (split, _) in splits.items()}
-    return DecodedSplits(splits, stored_by_name, listings, moved_count, only is None)
+    masks_by_name = {name: stored[id(split.masks)] for name, (split, _) in splits.items() if split.masks is not None}
+    return DecodedSplits(splits, stored_by_name, masks_by_name, listings, moved_count, only is None)
 
 
 def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits) -> Dataset:
     """Apply the config's policies to decoded splits. Raises DataError for samples that they do not allow."""
     refuse_bad_boxes(source_index, data.bad_boxes)
     shape = _required_shape(data)
-    splits, skipped = _skip_bad_images(decoded.splits, decoded.stored_splits, data.bad_files)
+    splits, skipped = _skip_bad_images(decoded, data.bad_files)
     facts = DataFacts(
         classes=source_index.contents.classes,
         image=shape,
@@ -99,7 +105,7 @@ def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits
     listings = [(name, split, decoded.file_listings[id(split)]) for name, split in source_index.contents.splits.items()]
     dataset = Dataset(
         facts,
-        _build_examples(splits, decoded.stored_splits, shape, data.image),
+        _build_examples(splits, decoded, shape, data.image),
         decoded.stored_splits,
         tuple(skipped),
         bad_boxes=source_index.contents.bad_boxes,
@@ -126,20 +132,20 @@ def data_fingerprint(data: Data, source_index: SourceIndex) -> str:
 
 
 def _list_splits(data: Data, source_index: SourceIndex) -> dict[int, NDArray[np.int64] | None]:
-    """Each source split's files with sizes and times, or hashes of their contents, by the id of the split."""
-    return {
-        id(split): list_files(split, data.fingerprint == "content", data.workers)
-        for split in source_index.source_splits()
-    }
+    """The files of each source split and its masks, with sizes and times or hashes of their contents, by id."""
+    splits = source_index.source_splits()
+    lists: list[Split | Masks] = [*splits, *(split.masks for split in splits if split.masks is not None)]
+    return {id(split): list_files(split, data.fingerprint == "content", data.workers) for split in lists}
 
 
 def _build_examples(
-    splits: dict[str, tuple[Split, Tensor]], stored: dict[str, StoredSplit], shape: Shape, image_settings: ImageSettings
+    splits: dict[str, tuple[Split, Tensor]], decoded: DecodedSplits, shape: Shape, image_settings: ImageSettings
 ) -> dict[str, Examples]:
     examples = {}
     for name, (split, rows) in splits.items():
         targets, objects = select_targets(split, rows, shape, image_settings)
-        examples[name] = Examples(stored[name].images, rows, targets, split, rows, objects)
+        masks = decoded.stored_masks[name].images if name in decoded.stored_masks else None
+        examples[name] = Examples(decoded.stored_splits[name].images, rows, targets, split, rows, objects, masks)
     return examples
 
 
@@ -147,7 +153,7 @@ def _add_statistics(image_settings: ImageSettings, dataset: Dataset) -> Dataset:
     """Add the final counts, and mean and deviation of the training images, to a data set's facts. Raises DataError."""
     train, facts = dataset.splits["train"], dataset.facts
     counts = {name: len(examples) for name, examples in dataset.splits.items()}
-    class_counts = count_classes(train.all_targets(), len(facts.classes))
+    class_counts = train.class_counts(len(facts.classes))
     mean, std = _input_mean_std(image_settings, dataset)
     numbers = measure_numbers([number.name for number in facts.numbers], train.targets)
     facts = replace(facts, mean=mean, std=std, counts=counts, class_counts=class_counts, numbers=numbers)
@@ -155,7 +161,7 @@ def _add_statistics(image_settings: ImageSettings, dataset: Dataset) -> Dataset:
 
 
 def _skip_bad_images(
-    splits: dict[str, tuple[Split, Tensor]], stored: dict[str, StoredSplit], policy: str
+    decoded: DecodedSplits, policy: str
 ) -> tuple[dict[str, tuple[Split, Tensor]], list[dict[str, str]]]:
     """Leave out the images that cannot be used; returns the splits and a list of the left out images.
 
@@ -163,9 +169,12 @@ def _skip_bad_images(
     """
     skipped: list[dict[str, str]] = []
     good_splits = {}
-    for name, (split, rows) in splits.items():
-        decodable = rows[~torch.isin(rows, torch.tensor(list(stored[name].problems), dtype=torch.int64))]
-        problems = stored[name].problems | _size_problems(split, decodable, stored[name])
+    for name, (split, rows) in decoded.splits.items():
+        stored = decoded.stored_splits[name]
+        decodable = rows[~torch.isin(rows, torch.tensor(list(stored.problems), dtype=torch.int64))]
+        problems = stored.problems | _size_problems(split, decodable, stored)
+        if name in decoded.stored_masks:
+            problems |= mask_problems(split, decodable, stored, decoded.stored_masks[name])
         is_bad = torch.isin(rows, torch.tensor(list(problems), dtype=torch.int64))
         for row in rows[is_bad].tolist():
             skipped.append({"split": name, "picture": split.sample_name(row), "reason": problems[row]})
@@ -245,7 +254,7 @@ def _split_remarks(dataset: Dataset, has_disjoint_classes: bool) -> list[str]:
     """Warnings about bad boxes, missing classes, constant targets, doubtful files and skipped images, a line each."""
     lines, classes = _box_remarks(dataset.bad_boxes), dataset.facts.classes
     for split, examples in dataset.splits.items():
-        if not has_disjoint_classes and (counts := count_classes(examples.all_targets(), len(classes))):
+        if not has_disjoint_classes and (counts := examples.class_counts(len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
             sample_noun = "image" if examples.objects is None else "object"
             lines += [f"no {sample_noun} of {join_names(missing)} in {split}"] if missing else []
@@ -320,4 +329,7 @@ def _fingerprint(contents: SourceContents, listings: dict[int, NDArray[np.int64]
                 hasher.update(target.encode())
                 for block in split.objects.padded_blocks():  # padded, so that older fingerprints stay valid
                     hasher.update(block[target].numpy().tobytes())
+        if split.masks is not None:
+            hasher.update(repr(split.masks.class_of_value).encode())
+            hasher.update(content_digest(split.masks, listings[id(split.masks)]))
     return hasher.hexdigest()

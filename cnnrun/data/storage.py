@@ -28,7 +28,7 @@ from cnnrun.base.errors import StorageError, escape
 from cnnrun.base.progress import say
 from cnnrun.config.spec import Spec
 from cnnrun.contracts.layer import Shape
-from cnnrun.contracts.source import Split
+from cnnrun.contracts.source import Masks, Split
 from cnnrun.data import cache
 from cnnrun.data.block_hashes import has_changed
 from cnnrun.data.cache import ProgressBar
@@ -200,7 +200,7 @@ the first of these that the limits below allow."""
 
 
 def store_split(
-    split: Split,
+    split: Split | Masks,
     shape: Shape,
     image_settings: ImageSettings,
     settings: StorageSettings,
@@ -244,7 +244,7 @@ def _open_images(entry: CacheEntry, decoder: Decoder, workers: int, timeout: flo
 
 
 def is_cached(
-    split: Split,
+    split: Split | Masks,
     shape: Shape,
     image_settings: ImageSettings,
     settings: StorageSettings,
@@ -314,14 +314,18 @@ def _disk_problem(settings: StorageSettings, folder: Path | None, key: str, need
     return None if has_room else f"{folder} has {free_gib:,.1f} GiB free, {needed_gib:,.1f} GiB are needed"
 
 
-def _source_name(split: Split) -> str:
+def _source_name(split: Split | Masks) -> str:
     """The folder of the split's images, or the name of the source, for lists of the cache."""
     item = split.images[0]
     return escape(split.origin if isinstance(item, np.ndarray) else str(Path(str(item)).parent))
 
 
-def _cache_key(split: Split, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None) -> str:
+def _cache_key(
+    split: Split | Masks, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
+) -> str:
     """A digest of the files and of every setting that affects the decoded pixels."""
     pixel_settings = image_settings.model_dump(exclude={"size", "channels", "mean", "std"})
     decoding = repr((_DECODER_VERSION, cache.FORMAT_VERSION, shape, pixel_settings))
+    if isinstance(split, Masks):
+        decoding += repr(split.class_of_value)
     return hashlib.sha256(content_digest(split, listing) + decoding.encode()).hexdigest()[:32]

@@ -30,12 +30,13 @@ _GENERATOR = "cnnrun predict"  # written into the PNG files, which marks them as
 
 
 @dataclass(frozen=True)
-class ObjectOutput:
-    """Output besides the rows: minimum scores, a folder for drawings, a file in COCO's results format."""
+class OutputFiles:
+    """Output besides the rows: minimum scores, folders for drawings and masks, a file in COCO's results."""
 
     scores: Sequence[str] = ()
     draw: Path | None = None
     coco: Path | None = None
+    masks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class PredictedFile:
 
 
 def predict_paths(
-    trained: TrainedNetwork, paths: Sequence[Path], batch: int, output: ObjectOutput
+    trained: TrainedNetwork, paths: Sequence[Path], batch: int, output: OutputFiles
 ) -> Iterator[PredictedFile]:
     """Predict the images in files and folders, as by `predict_files`; draw and write objects if wanted.
 
@@ -66,13 +67,16 @@ def predict_paths(
         raise ConfigError(f"--score and --coco need a network that finds objects; {trained.task.kind} finds none")
     if output.draw and not predicting.has_overlays:
         raise ConfigError(f"--draw needs a network whose predictions have a place; {trained.task.kind} has none")
+    if output.masks and not predicting.has_class_maps:
+        raise ConfigError(f"--masks needs a network with a class for each pixel; {trained.task.kind} has none")
     thresholds = choose_thresholds(predicting.thresholds(trained.choices), output.scores)
     if coco and (coco.exists() or not coco.parent.is_dir()):
         raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
-    draw = overlay_drawer(output.draw, trained.image)
+    draw, write_mask = overlay_drawer(output.draw, trained.image), mask_writer(output.masks)
     for predicted in predict_files(trained, list_images(paths), batch, thresholds):
         draw(predicted)
+        write_mask(predicted)
         if coco:
             results += coco_results(predicted)
         yield predicted
@@ -156,28 +160,53 @@ def overlay_drawer(folder: Path | None, image: ImageSettings) -> Callable[[Predi
     """
     if folder is None:
         return lambda predicted: None
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--draw {escape(str(folder))}: is a file; give a folder")
-    make_folder(folder)
-    for path in folder.glob("*.png"):
-        if not is_own_file(path, _GENERATOR.encode()):
-            raise ConfigError(
-                f"--draw {escape(str(folder))}: holds PNG files that cnnrun did not write; choose another folder"
-            )
-    names: set[str] = set()
+    choose_path = _prepare_png_folder("--draw", folder)
 
     def draw(predicted: PredictedFile) -> None:
         if predicted.prediction is None:
             return
-        path = predicted.path
+        with image_errors(str(predicted.path)):
+            pillow_image = decode_image(read_image_bytes(predicted.path), 3, image).pillow_image
+        drawing = draw_overlay(pillow_image, predicted.prediction.overlay() or Overlay())
+        write_png(choose_path(predicted.path), np.asarray(drawing), _GENERATOR)
+
+    return draw
+
+
+def mask_writer(folder: Path | None) -> Callable[[PredictedFile], None]:
+    """Return a function that writes the class of each pixel as a grey PNG in the folder; without one, a no-op.
+
+    Raises ConfigError if the folder holds PNG files that cnnrun did not write.
+    """
+    if folder is None:
+        return lambda predicted: None
+    choose_path = _prepare_png_folder("--masks", folder)
+
+    def write(predicted: PredictedFile) -> None:
+        class_map = predicted.prediction.class_map() if predicted.prediction else None
+        if class_map is not None:
+            write_png(choose_path(predicted.path), class_map, _GENERATOR)
+
+    return write
+
+
+def _prepare_png_folder(option: str, folder: Path) -> Callable[[Path], Path]:
+    """Make the folder of an option; the result gives the path of the PNG for each image, under a name of its own."""
+    escaped = escape(str(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{option} {escaped}: is a file; give a folder")
+    make_folder(folder)
+    for path in folder.glob("*.png"):
+        if not is_own_file(path, _GENERATOR.encode()):
+            raise ConfigError(f"{option} {escaped}: holds PNG files that cnnrun did not write; choose another folder")
+    names: set[str] = set()
+
+    def choose_path(path: Path) -> Path:
         name, copy = path.stem, 1
         while name in names:
             copy += 1
             name = f"{path.stem}-{copy}"
         names.add(name)
-        with image_errors(str(path)):
-            pillow_image = decode_image(read_image_bytes(path), 3, image).pillow_image
-        drawing = draw_overlay(pillow_image, predicted.prediction.overlay() or Overlay())
-        write_png(folder / f"{name}.png", np.asarray(drawing), _GENERATOR)
+        return folder / f"{name}.png"
 
-    return draw
+    return choose_path

@@ -5,6 +5,7 @@ from cnnrun.tasks.detection.task import Detect
 from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.multilabel import Multilabel
 from cnnrun.tasks.regression.task import Regress
+from cnnrun.tasks.segmentation.task import Segment
 
 __all__ = [
     "TaskUnion",
@@ -18,4 +19,4 @@ __all__ = [
 ]
 
 
-TaskUnion = Classify | Multilabel | Regress | Detect | Verify
+TaskUnion = Classify | Multilabel | Regress | Detect | Verify | Segment

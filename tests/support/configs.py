@@ -56,10 +56,15 @@ DETECTOR = """model:
   - conv: {name: p3, out_channels: 4, stride: 2, norm: batch, activation: relu}
   - conv: {out_channels: 4}
 """
+SEGMENTER = """model:
+  - conv: {out_channels: 8, norm: batch, activation: relu}
+  - conv: {out_channels: 8, stride: 2, norm: batch, activation: relu}
+"""
 KINDS = {
     "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
     "dropout": ["data.augment={shift: 0.2, noise: 8}"],
     "detect": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
+    "segment": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
     "verify": ["data.augment={shift: 0.1, flip: horizontal}", "train.ema={decay: 0.9}"],
     "regress": ["data.augment={shift: 0.1}", "train.optimizer={adamw: 0.01}"],
     "multilabel": ["data.augment={mixup: 0.4}", "train.ema={decay: 0.9}"],
@@ -96,6 +101,14 @@ def _task_settings(folder: Path) -> dict[str, dict[str, object]]:
             "size": 16,
             "model": DETECTOR,
             "train": "optimizer: {adamw: 0.01}, monitor: val/loss",
+        },
+        "segment": {
+            "task": "segment",
+            "source": f"{{masks: {{images: '{folder / 'masks' / 'images'}', masks: '{folder / 'masks' / 'masks'}', "
+            "classes: [floor, box]}}",
+            "size": 16,
+            "model": SEGMENTER,
+            "train": "optimizer: {adamw: 0.01}, monitor: val/mean_iou",
         },
         "verify": {
             "task": "{verify: {dimension: 6, loss: {arcface: {warmup: 0.9}}}}",

@@ -37,6 +37,7 @@ def write_pictures(root: Path) -> Path:
             pixels = noise.integers(0, 200, (8, 8), dtype=np.uint8) + np.uint8(40 * label)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     write_scenes(root.parent / "scenes")
+    write_masks(root.parent / "masks")
     rows = [f"{path.relative_to(root.parent)},{noise.random():.4f},{360 * noise.random():.2f},{'ab'[noise.integers(2)]}"
             for path in sorted(root.rglob("*.png"))]  # fmt: skip
     (root.parent / "numbers.csv").write_text("\n".join(["path,level,turn,marks", *rows]) + "\n")
@@ -45,6 +46,21 @@ def write_pictures(root: Path) -> Path:
         pixels = noise.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(15 * (number % 10))
         Image.fromarray(pixels).save(root.parent / "people" / f"s{number % 10}" / f"{number}.png")
     return root
+
+
+def write_masks(root: Path) -> None:
+    """Write 40 images with one bright square each, and masks of it with a border that is to ignore."""
+    noise = np.random.default_rng(2)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number in range(40):
+        pixels, mask = noise.integers(0, 60, (16, 16), dtype=np.uint8), np.zeros((16, 16), np.uint8)
+        x, y = noise.integers(1, 8, 2).tolist()
+        pixels[y : y + 6, x : x + 6] = 200
+        mask[y - 1 : y + 7, x - 1 : x + 7] = 255
+        mask[y : y + 6, x : x + 6] = 1
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
 
 
 def write_scenes(root: Path) -> None:

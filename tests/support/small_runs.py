@@ -16,7 +16,7 @@ from cnnrun.training import checkpoints
 from tests.support.configs import LINKED, TINY, case_config, tiny_experiment
 from tests.support.images import write_pictures
 
-TASKS = ("classify", "multilabel", "regress", "detect", "verify")
+TASKS = ("classify", "multilabel", "regress", "detect", "verify", "segment")
 
 
 def train_tiny(root: Path, *overrides: str) -> Path:

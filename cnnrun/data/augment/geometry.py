@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnrun.base.device import tensor_on
+from cnnrun.contracts.target_kind import IGNORED
 
 
 def affine_matrices(
@@ -49,13 +50,27 @@ def crop_matrices(matrix_B23: Tensor, crop_B4: Tensor, shape: Sequence[int]) -> 
 
 def warp(images_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
     """Images sampled bilinearly at the source of each output pixel; black outside."""
+    grid = _sampling_grid(images_BCHW, matrix_B23)
+    return F.grid_sample(images_BCHW, grid, padding_mode="zeros", align_corners=False)
+
+
+def _sampling_grid(images_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
+    """The source of each output pixel in grid_sample's coordinates, which run from -1 to 1 over the image."""
     height, width = images_BCHW.shape[2:]
     half = tensor_on(images_BCHW.device, [width / 2, height / 2])
-    # grid_sample's coordinates run from -1 to 1 over the image; the matrices use pixels from its centre.
     linear = matrix_B23[:, :, :2] * half[None, None, :] / half[None, :, None]
     theta = torch.cat([linear, matrix_B23[:, :, 2:] / half[None, :, None]], 2)
-    grid = F.affine_grid(theta, list(images_BCHW.shape), align_corners=False)
-    return F.grid_sample(images_BCHW, grid, padding_mode="zeros", align_corners=False)
+    return F.affine_grid(theta, list(images_BCHW.shape), align_corners=False)
+
+
+def warp_masks(masks_BHW: Tensor, matrix_B23: Tensor) -> Tensor:
+    """Masks sampled at the nearest source of each output pixel; pixels from outside are to ignore."""
+    # Values are moved so that the zero of what lies outside means `IGNORED`; float32 holds them exactly.
+    moved = (masks_BHW.float() - IGNORED)[:, None]
+    warped = F.grid_sample(
+        moved, _sampling_grid(moved, matrix_B23), mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return (warped[:, 0] + IGNORED).to(masks_BHW.dtype)
 
 
 def move_points(points_BN2: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:

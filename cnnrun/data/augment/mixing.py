@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cnnrun.contracts.objects import OBJECT_COLUMNS
 from cnnrun.data.augment.colour import rectangle_masks
-from cnnrun.data.augment.geometry import drop_hidden_objects, warp
+from cnnrun.data.augment.geometry import drop_hidden_objects, warp, warp_masks
 from cnnrun.data.augment.random_slots import Draws
 
 _LEVELS = 4096  # quantiles in the table
@@ -61,7 +61,7 @@ def make_mosaics(
     probability: float,
     min_visible: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Turn images, each with `probability`, into mosaics with their three partners; the boxes follow.
+    """Turn images, each with `probability`, into mosaics with their three partners; boxes and masks follow.
 
     The four images meet at a random point in the middle half. Targets are padded to four times as many places, with the
     objects first. Objects of which less than `min_visible` is left are dropped.
@@ -71,11 +71,15 @@ def make_mosaics(
     members = torch.cat([torch.arange(batch, device=images.device)[:, None], partners_BP], 1)
     x = (width * (0.25 + 0.5 * draws["mosaic_x"])).round()
     y = (height * (0.25 + 0.5 * draws["mosaic_y"])).round()
-    mosaics, tile_targets = images, []
+    mosaics, masks, tile_targets = images, targets.get("masks"), list[dict[str, Tensor]]()
     for number, tile in enumerate(mosaic_tiles(x, y, height, width)):
         sources_B = members[:, number]
         mask = _region_masks(tile.region_B4, height, width) & is_mosaic_B[:, None, None]
-        mosaics = torch.where(mask[:, None], _place_images(images[sources_B], tile), mosaics)
+        matrices = _tile_matrices(tile, height, width)
+        mosaics = torch.where(mask[:, None], warp(images[sources_B], matrices), mosaics)
+        if masks is not None:
+            masks = torch.where(mask, warp_masks(targets["masks"][sources_B], matrices), masks)
+            continue
         placed = _place_targets({name: targets[name][sources_B] for name in OBJECT_COLUMNS}, tile, min_visible)
         # An image that is not a mosaic keeps its own objects, in the columns of the first tile only.
         unchanged = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
@@ -85,6 +89,8 @@ def make_mosaics(
                 for name in OBJECT_COLUMNS
             }
         )
+    if masks is not None:
+        return mosaics, {**targets, "masks": masks}
     joined = {name: torch.cat([columns[name] for columns in tile_targets], 1) for name in OBJECT_COLUMNS}
     return mosaics, {**targets, **_move_objects_first(joined)}
 
@@ -123,14 +129,13 @@ def _place_targets(targets: dict[str, Tensor], tile: MosaicTile, min_visible: fl
     return drop_hidden_objects(targets, clipped, full_area, min_visible)
 
 
-def _place_images(images: Tensor, tile: MosaicTile) -> Tensor:
-    """Images at the tile's scale and place, on a black canvas of their own size."""
-    height, width = images.shape[2:]
-    matrix = torch.zeros(len(images), 2, 3, device=images.device)
+def _tile_matrices(tile: MosaicTile, height: int, width: int) -> Tensor:
+    """The matrices, [B, 2, 3], that put images at the tile's scale and place on a canvas of their own size."""
+    matrix = torch.zeros(len(tile.scale_B), 2, 3, device=tile.scale_B.device)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / tile.scale_B
     matrix[:, 0, 2] = (width / 2 - tile.left_B) / tile.scale_B - width / 2
     matrix[:, 1, 2] = (height / 2 - tile.top_B) / tile.scale_B - height / 2
-    return warp(images, matrix)
+    return matrix
 
 
 def mix_images(images: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:

@@ -142,12 +142,13 @@ images."""
 
     def target_kinds_needed(self) -> dict[tuple[str, ...], tuple[TargetKind, ...]]:
         """Settings in use that serve only some kinds of targets, each with these kinds."""
+        kinds = {("mosaic",): (TargetKind.BOXES, TargetKind.MASKS), ("crop", "safe"): (TargetKind.BOXES,)}
         is_used = {("mosaic",): self.mosaic > 0, ("crop", "safe"): self.crop is not None and self.crop.safe}
-        return {setting: (TargetKind.BOXES,) for setting in is_used if is_used[setting]}
+        return {setting: kinds[setting] for setting in kinds if is_used[setting]}
 
     @property
     def has_geometry(self) -> bool:
-        """Return whether the content of images moves, so that boxes must move too."""
+        """Return whether the content of images moves, so that boxes and masks must move too."""
         return bool(self.shift or self.flip != "none" or self.crop) or self._is_on("rotate", "scale", "shear")
 
     @property
@@ -180,15 +181,18 @@ images."""
         return mixing.mix_images(images_BCHW, partner_B, draws, self.mixup, self.cutmix)
 
     def move_targets(self, targets: dict[str, Tensor], shape: Sequence[int], draws: Draws) -> dict[str, Tensor]:
-        """The targets for images [B, C, H, W] that `apply` changed: boxes move with the content."""
-        if not self.has_geometry or "boxes" not in targets:
+        """The targets for images [B, C, H, W] that `apply` changed: boxes and masks move with the content."""
+        if not self.has_geometry or not targets.keys() & {"boxes", "masks"}:
             return targets
-        return geometry.move_targets(targets, self.matrices(draws, shape, targets), shape, self.min_visible)
+        matrices = self.matrices(draws, shape, targets)
+        if "masks" in targets:
+            return {**targets, "masks": geometry.warp_masks(targets["masks"], matrices)}
+        return geometry.move_targets(targets, matrices, shape, self.min_visible)
 
     def make_mosaics(
         self, images: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Turn augmented images into mosaics of four, and move their boxes."""
+        """Turn augmented images into mosaics of four, and move their boxes or masks."""
         return mixing.make_mosaics(images, partners_BP, targets, draws, self.mosaic, self.min_visible)
 
     def matrices(self, draws: Draws, shape: Sequence[int], targets: dict[str, Tensor] | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from cnnrun.data.sources.digit_scenes import DigitScenes
 from cnnrun.data.sources.digits import Digits
 from cnnrun.data.sources.folder import Folder
 from cnnrun.data.sources.idx import Idx
+from cnnrun.data.sources.masks import MaskFolders
 from cnnrun.data.sources.shards import Shards
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
@@ -13,4 +14,4 @@ from cnnrun.data.sources.voc import Voc
 __all__ = ["Source", "table_files"]
 
 
-Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | DigitScenes
+Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | DigitScenes | MaskFolders

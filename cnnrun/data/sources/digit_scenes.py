@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cnnrun.base.randomness import permutation, uniform
-from cnnrun.contracts.source import SourceContents, Split
+from cnnrun.contracts.source import Masks, SourceContents, Split
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.sources.box_lists import Box, BoxSource, build_object_table
 from cnnrun.data.sources.embedded_digits import read_digits
 
@@ -27,6 +29,9 @@ class DigitScenes(BoxSource):
     """The built-in digits (see `digits`) scattered over a grey canvas of 96 x 96; no two splits share a digit."""
 
     kind = "digit_scenes"
+
+    give: Literal["boxes", "counts", "presence", "masks"] = "boxes"  # type: ignore[assignment]
+    """The targets of a scene: as for other sources with boxes; or `masks`, the class of each pixel (for `segment`)."""
     image = (1, _SIDE_PX, _SIDE_PX)
 
     train: int = Field(2000, ge=1, le=1_000_000)
@@ -37,6 +42,17 @@ class DigitScenes(BoxSource):
     """The maximum number of digits in a scene; the minimum is 0."""
     seed: int = Field(0, ge=0, lt=2**63)
     """The seed of the scenes; the config's own `seed` does not change them."""
+
+    @property
+    def target_kind(self) -> TargetKind:
+        return TargetKind.MASKS if self.give == "masks" else super().target_kind
+
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
+        if self.give != "masks":
+            return super().read(has_disjoint_classes=has_disjoint_classes)
+        contents = self.read_boxes()
+        splits = {name: replace(split, objects=None, sizes=None) for name, split in contents.splits.items()}
+        return replace(contents, classes=("background", *contents.classes), splits=splits)
 
     def read_boxes(self) -> SourceContents:
         digits, labels = read_digits()
@@ -53,14 +69,27 @@ class DigitScenes(BoxSource):
         scenes = _empty_canvases(self.seed, split_number, count)
         slots = torch.arange(1 + self.most * _DRAWS_PER_DIGIT)
         draws = uniform(self.seed, split_number, torch.arange(count), slots).numpy().astype(np.float64)
-        boxes = [self._draw_scene(scenes[index, :, :, 0], digits, labels, draws[index]) for index in range(count)]
+        masks = np.zeros_like(scenes)
+        boxes = [
+            self._draw_scene((scenes[index, :, :, 0], masks[index, :, :, 0]), digits, labels, draws[index])
+            for index in range(count)
+        ]
         sizes = np.full((count, 2), _SIDE_PX, np.int64)
-        return Split(scenes, {}, "digit_scenes", sizes=sizes, objects=build_object_table(boxes, sizes))
+        objects = build_object_table(boxes, sizes)
+        scene_masks = Masks(masks, tuple(range(256))) if self.give == "masks" else None
+        return Split(scenes, {}, "digit_scenes", sizes=sizes, objects=objects, masks=scene_masks)
 
     def _draw_scene(
-        self, canvas: NDArray[np.uint8], digits: NDArray[np.uint8], labels: NDArray[Any], draws: NDArray[np.float64]
+        self,
+        canvas_and_mask: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        digits: NDArray[np.uint8],
+        labels: NDArray[Any],
+        draws: NDArray[np.float64],
     ) -> list[Box]:
-        """Draw digits onto the canvas and return their boxes. A digit that finds no free place is left out."""
+        """Draw digits onto the canvas, and 1 + their labels into its mask; returns their boxes.
+
+        A digit that finds no free place is left out.
+        """
         from PIL import Image as Pil
 
         boxes: list[Box] = []
@@ -73,8 +102,9 @@ class DigitScenes(BoxSource):
                 top, left = int(y * (_SIDE_PX - side + 1)), int(x * (_SIDE_PX - side + 1))
                 corners = (left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1)
                 if not any(_has_overlap(corners, box.corners) for box in boxes):
-                    region = canvas[top : top + side, left : left + side]
+                    region, mask = (array[top : top + side, left : left + side] for array in canvas_and_mask)
                     np.maximum(region, digit, out=region)
+                    mask[digit >= _INK_LEVEL] = 1 + labels[index]
                     boxes.append(Box(tuple(map(float, corners)), int(labels[index])))  # type: ignore[arg-type]
                     break
         return boxes

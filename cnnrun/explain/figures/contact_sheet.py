@@ -41,7 +41,7 @@ def draw_contact_sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> 
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8], generator: str) -> None:
-    """Write an image [H, W, 3] as PNG. Raises ConfigError if the file exists and was not written by `generator`."""
+    """Write an image [H, W, 3], or grey [H, W], as PNG. Raises ConfigError if another program wrote the file."""
     from PIL import Image as Pil
     from PIL.PngImagePlugin import PngInfo
 

@@ -17,6 +17,7 @@ from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.prediction import CaptionedBox, Overlay
 from cnnrun.contracts.results import Results, View
+from cnnrun.contracts.target_kind import IGNORED
 from cnnrun.contracts.task import Task
 
 # Ten colours that most people can distinguish (matplotlib's default cycle).
@@ -48,6 +49,8 @@ def draw_overlay(pillow_image: Any, overlay: Overlay, factor: int = 1) -> Any:
 
     enlarged = (pillow_image.width * factor, pillow_image.height * factor)
     drawing = pillow_image.convert("RGB").resize(enlarged, Pil.Resampling.NEAREST)
+    if overlay.class_map is not None:
+        drawing = _colour_classes(drawing, overlay.class_map)
     size = max(11, min(drawing.size) // 40)
     draw, font, width = ImageDraw.Draw(drawing), ImageFont.load_default(size=size), max(1, min(drawing.size) // 250)
     for box in overlay.boxes:
@@ -61,6 +64,17 @@ def draw_overlay(pillow_image: Any, overlay: Overlay, factor: int = 1) -> Any:
             )
             draw.text((x1 + 2, top), text, "white", font)
     return drawing
+
+
+def _colour_classes(drawing: Any, class_map: NDArray[np.uint8]) -> Any:
+    """Mix each pixel half and half with the colour of its class; pixels to ignore stay."""
+    from PIL import Image as Pil
+    from PIL import ImageColor
+
+    colours = np.array([ImageColor.getrgb(palette_colour(index)) for index in range(256)], np.uint8)
+    enlarged = Pil.fromarray(class_map).resize(drawing.size, Pil.Resampling.NEAREST)
+    mask = Pil.fromarray(np.where(np.asarray(enlarged) == IGNORED, 0, 128).astype(np.uint8))
+    return Pil.composite(Pil.fromarray(colours[np.asarray(enlarged)]), drawing, mask)
 
 
 def to_pillow(pixels_CHW: Tensor) -> Any:

@@ -1,0 +1,40 @@
+"""Decoded masks: their problems, and which classes they show."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnrun.base.errors import escape
+from cnnrun.base.file_sequences import Files
+from cnnrun.contracts.source import Split
+from cnnrun.contracts.target_kind import IGNORED
+from cnnrun.data.cache import images_per_block
+from cnnrun.data.storage import ImageStore, StoredSplit
+
+
+def mask_problems(split: Split, rows: Tensor, stored: StoredSplit, stored_masks: StoredSplit) -> dict[int, str]:
+    """Problems of images whose mask cannot be decoded or has another size, by the index of the image."""
+    assert split.masks is not None
+    problems = {row: stored_masks.problems[row] for row in rows.tolist() if row in stored_masks.problems}
+    if stored.records is None or stored_masks.records is None or not isinstance(split.masks.images, Files):
+        return problems
+    images, masks = (records()[["height", "width"]][rows.numpy()] for records in (stored.records, stored_masks.records))
+    for position in np.flatnonzero(images != masks):
+        row = int(rows[position])
+        if row not in problems:
+            sizes = [f"{size['width']}x{size['height']}" for size in (masks[position], images[position])]
+            problems[row] = f"{escape(split.masks.sample_name(row))}: is {sizes[0]} pixels; its image is {sizes[1]}"
+    return problems
+
+
+def images_with_class(masks: ImageStore, rows: Tensor, class_count: int) -> Tensor:
+    """Which classes each mask shows: bool [N, K]."""
+    shows = torch.zeros(len(rows), IGNORED + 1, dtype=torch.bool)
+    start = 0
+    for part in rows.split(images_per_block(int(np.prod(masks.shape)))):
+        for values in masks.take(part):
+            shows[start, values.unique().long()] = True
+            start += 1
+    return shows[:, :class_count]

@@ -1,0 +1,118 @@
+"""Images in one folder, and the mask of each, with a class for every pixel, in another."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from cnnrun.base.counts import format_count
+from cnnrun.base.error_lines import check_problems
+from cnnrun.base.errors import DataError, escape
+from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
+from cnnrun.base.progress import say
+from cnnrun.contracts.source import ClassNames, Masks, SourceContents, SourceSpec, Split
+from cnnrun.contracts.target_kind import IGNORED, UNKNOWN, TargetKind
+from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
+from cnnrun.data.split_names import parse_split_name
+
+Value = Annotated[int, Field(ge=0, le=255)]
+
+
+class MaskFolders(SourceSpec):
+    """`images/1.jpg` and `masks/1.png`: a mask has the name of its image, in any image format that keeps its values.
+
+    If both folders have the folders train, val or test, these are the splits; otherwise `data.split` divides them.
+    """
+
+    kind = "masks"
+
+    images: str
+    """The folder of the images."""
+    masks: str
+    """The folder of the masks: grey values or palette indices."""
+    classes: ClassNames = Field(min_length=2)
+    """The classes in the order of their values in the masks."""
+    values: list[Value] | None = None
+    """The value of each class in the masks; by default 0, 1, 2 and so on."""
+    ignore: list[Value] = [IGNORED]
+    """Values of pixels that are neither learned nor measured."""
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        if len(self.classes) >= UNKNOWN:
+            raise ValueError(f"at most {UNKNOWN - 1} classes")
+        values = self._class_values()
+        if len(values) != len(self.classes):
+            raise ValueError(f"values has {len(values)} numbers; there are {len(self.classes)} classes")
+        if len(set(values)) < len(values) or (set(values) & set(self.ignore)):
+            raise ValueError("a value is used twice, among values and ignore")
+        return self
+
+    def _class_values(self) -> list[int]:
+        return list(range(len(self.classes))) if self.values is None else self.values
+
+    @property
+    def target_kind(self) -> TargetKind:
+        return TargetKind.MASKS
+
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
+        images, masks = Path(self.images), Path(self.masks)
+        for folder in (images, masks):
+            if not folder.is_dir():
+                raise DataError(f"{escape(str(folder))}: no such folder")
+        names = {name: folder for folder in _subfolders(images) if (name := parse_split_name(folder.name))}
+        if names and "train" not in names:
+            raise DataError(f"{escape(str(images))}: has {', '.join(names)} but no train folder")
+        pairs = {name: (folder, masks / folder.name) for name, folder in names.items()} or {"train": (images, masks)}
+        table = self._value_table()
+        return SourceContents(
+            tuple(self.classes),
+            {name: _read_split(folder, of_masks, table) for name, (folder, of_masks) in pairs.items()},
+        )
+
+    def _value_table(self) -> tuple[int, ...]:
+        """The class of each value of a mask; see `Masks.class_of_value`."""
+        table = [UNKNOWN] * 256
+        for label, value in enumerate(self._class_values()):
+            table[value] = label
+        for value in self.ignore:
+            table[value] = IGNORED
+        return tuple(table)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden_or_system_name(path.name))
+
+
+def _read_split(images: Path, masks: Path, class_of_value: tuple[int, ...]) -> Split:
+    """List the images of a folder with their masks. Raises DataError for images without exactly one mask."""
+    if not masks.is_dir():
+        raise DataError(f"{escape(str(masks))}: no such folder, but {escape(str(images))} has images to segment")
+    names = sorted(_image_names(images), key=os.fsencode)
+    if not names:
+        raise DataError(f"{escape(str(images))}: no images ({SUFFIX_LIST})")
+    masks_by_stem: dict[str, list[str]] = {}
+    for name in _image_names(masks):
+        masks_by_stem.setdefault(Path(name).stem, []).append(name)
+    problems, mask_names = [], []
+    for name in names:
+        found = masks_by_stem.pop(Path(name).stem, [])
+        mask_names += found[:1]
+        if len(found) != 1:
+            counted = f"{len(found)} masks of its name" if found else "no mask of its name"
+            problems.append(f"{escape(str(images / name))}: {counted} in {escape(str(masks))}")
+    check_problems(problems)
+    if masks_by_stem:
+        example = min(min(masks_by_stem.values()))
+        say(f"{escape(str(masks))}: {format_count(len(masks_by_stem), 'mask')} of no image, such as {example!r}")
+    files, mask_files = (
+        Files([os.fspath(folder / name) for name in found]) for folder, found in ((images, names), (masks, mask_names))
+    )
+    return Split(files, {}, str(images), masks=Masks(mask_files, class_of_value))
+
+
+def _image_names(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image_name(entry.name)]

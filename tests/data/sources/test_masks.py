@@ -1,0 +1,177 @@
+"""The source of masks: which image has which mask, what its values mean, and which masks are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnrun.base.errors import DataError
+from cnnrun.base.progress import progress_bar
+from cnnrun.contracts.target_kind import IGNORED
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
+from cnnrun.data.settings import Data
+from cnnrun.data.sources.masks import MaskFolders
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Ten images of 12 x 8 with masks of the values 0, 1, 2 and 255."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(10):
+        pixels, mask = rng.integers(0, 255, (8, 12), dtype=np.uint8), rng.choice([0, 1, 2, 255], (8, 12))
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / f"{number}.png")
+    return tmp_path
+
+
+def data_of(root: Path, image: dict | None = None, **settings) -> Data:
+    source = {"images": str(root / "images"), "masks": str(root / "masks"), "classes": ["a", "b", "c"], **settings}
+    asked = {"source": {"masks": source}, "image": image or {"size": [8, 12], "channels": 1}, "split": {"val": 0.3}}
+    return Data.model_validate({**asked, "cache": "memory"})
+
+
+def read(data: Data):
+    return build_dataset(data, index_source(data), progress_bar)
+
+
+def masks_of(dataset, split: str) -> dict[str, np.ndarray]:
+    """The masks of a split by the names of their images."""
+    import torch
+
+    samples = dataset.splits[split]
+    masks = samples.batch_targets(torch.arange(len(samples)), torch.device("cpu"))["masks"].numpy()
+    return {Path(samples.sample_name(index)).stem: mask for index, mask in enumerate(masks)}
+
+
+def written(root: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(root / "masks" / f"{name}.png"))
+
+
+def test_each_image_has_the_mask_of_its_name_in_every_split(root):
+    dataset = read(data_of(root))
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {"train": 7, "val": 3}
+    for split in dataset.splits:
+        for name, mask in masks_of(dataset, split).items():
+            np.testing.assert_array_equal(mask, written(root, name))
+    assert dataset.facts.class_counts == (7, 7, 7)
+
+
+def test_values_and_values_to_ignore_are_read_as_the_config_says(root):
+    dataset = read(data_of(root, values=[255, 2, 1], ignore=[0]))
+    for name, mask in masks_of(dataset, "train").items():
+        expected = np.select([written(root, name) == value for value in (255, 2, 1)], [0, 1, 2], IGNORED)
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_palette_is_read_by_index(root):
+    mask = Image.open(root / "masks" / "3.png")
+    coloured = Image.frombytes("P", mask.size, mask.tobytes())
+    coloured.putpalette([(7 * index) % 256 for index in range(768)])
+    coloured.save(root / "masks" / "3.png")
+    found = {name: each for split in ("train", "val") for name, each in masks_of(read(data_of(root)), split).items()}
+    np.testing.assert_array_equal(found["3"], np.asarray(mask))
+
+
+def test_folders_named_like_splits_are_the_splits(root, tmp_path):
+    for folder in ("images", "masks"):
+        for number in range(10):
+            split = "val" if number < 4 else "train"
+            (root / folder / split).mkdir(exist_ok=True)
+            (root / folder / f"{number}.png").rename(root / folder / split / f"{number}.png")
+    dataset = read(data_of(root))
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {"train": 6, "val": 4}
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_masks_are_fitted_like_their_images_by_nearest_pixels(root, fit):
+    """A mask that equals its image pixel by pixel still does so after fitting by a whole factor."""
+    for path in (root / "images").iterdir():
+        Image.fromarray((written(root, path.stem) % 3 * 100).astype(np.uint8)).save(path)
+        Image.fromarray((written(root, path.stem) % 3).astype(np.uint8)).save(root / "masks" / path.name)
+    dataset = read(data_of(root, {"size": [24, 24], "channels": 1, "fit": fit, "mean": [0], "std": [1]}))
+    values = np.concatenate([mask.ravel() for mask in masks_of(dataset, "train").values()])
+    assert set(np.unique(values)) == ({0, 1, 2, IGNORED} if fit == "pad" else {0, 1, 2})
+    assert (values == IGNORED).mean() == (pytest.approx(1 / 3) if fit == "pad" else 0)
+
+
+def test_images_without_a_mask_are_named(root):
+    (root / "masks" / "3.png").unlink()
+    Image.new("L", (12, 8)).save(root / "masks" / "4.bmp")
+    with pytest.raises(DataError) as refused:
+        read(data_of(root))
+    assert "images/3.png: no mask of its name in" in str(refused.value.lines)
+    assert "images/4.png: 2 masks of its name in" in str(refused.value.lines)
+
+
+def test_a_mask_of_no_image_is_reported(root, capsys):
+    (root / "images" / "3.png").unlink()
+    read(data_of(root))
+    assert "1 mask of no image, such as '3.png'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: Image.new("L", (12, 8), 7).save(path), "the mask has the value 7, which is no class"),
+        (lambda path: Image.new("RGB", (12, 8)).save(path), "a mask needs one value per pixel, grey or by a palette"),
+        (lambda path: Image.new("L", (6, 4)).save(path), "masks/3.png: is 6x4 pixels; its image is 12x8"),
+        (lambda path: path.write_bytes(b"no mask"), "masks/3.png: not an image"),
+    ],
+    ids=["unknown value", "colours", "another size", "no image"],
+)
+def test_bad_masks_are_named_and_can_be_left_out(root, spoil, words):
+    spoil(root / "masks" / "3.png")
+    with pytest.raises(DataError, match=words):
+        read(data_of(root))
+    dataset = read(data_of(root).model_copy(update={"bad_files": "skip"}))
+    assert sum(map(len, dataset.splits.values())) == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"classes": ["a"]}, "at least 2"),
+        ({"classes": ["a", "b"], "values": [0]}, "values has 1 numbers; there are 2 classes"),
+        ({"classes": ["a", "b"], "values": [3, 3]}, "a value is used twice"),
+        ({"classes": ["a", "b"], "values": [0, 255]}, "a value is used twice"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        MaskFolders(images="i", masks="m", **settings)
+
+
+def test_another_mask_is_another_fingerprint(root):
+    before = read(data_of(root)).facts.fingerprint
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(root / "masks" / "3.png")
+    assert read(data_of(root)).facts.fingerprint != before
+
+
+def test_the_masks_of_digit_scenes_show_their_digits():
+    """Each box of a scene holds pixels of its class, up to its edges, and outside of all boxes is background."""
+    import torch
+
+    asked = {"train": 40, "held_out": 5}
+    boxes, masks = (
+        read(Data.model_validate({"source": {"digit_scenes": {**asked, "give": give}}})).splits["train"]
+        for give in ("boxes", "masks")
+    )
+    index = torch.arange(40)
+    assert torch.equal(boxes.load_images(index), masks.load_images(index))
+    targets = boxes.batch_targets(index, torch.device("cpu"))
+    for mask, corners, labels in zip(
+        masks.batch_targets(index, torch.device("cpu"))["masks"], targets["boxes"], targets["objects"], strict=True
+    ):
+        outside = mask.clone()
+        for (x1, y1, x2, y2), label in zip(corners.int().tolist(), labels.tolist(), strict=True):
+            if label >= 0:
+                inside = mask[y1:y2, x1:x2] == label + 1
+                assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+                outside[y1:y2, x1:x2] = 0
+        assert not outside.any()
