@@ -207,6 +207,7 @@ def test_every_task_has_a_report(task, of_each_task, tmp_path):
         assert visit.console == []
         assert visit.page.locator(".vega svg").count() == visit.page.locator(".vega").count()
         own = {"classify": "confusion", "detect": "recall", "verify": "FAR", "regress": "true", "multilabel": "recall"}
+        own["segment"] = "confusion"
         labels = " ".join(visit.page.locator(".vega svg text").all_text_contents())
         assert own[task] in labels
         assert visit.page.locator(".explanation img").count() >= 2
