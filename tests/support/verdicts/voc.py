@@ -128,16 +128,16 @@ INPUTS = {
         voc(lambda text, i: text.split("<object>")[0] + "</annotation>" if i == 3 else text), 0, "2 classes", FINE
     ),
     "no annotation has objects": Verdict(
-        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 2, "no training picture has a box"
+        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 8, "no training image has a box"
     ),
-    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 2, "no training picture has a box"),
+    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 8, "no training image has a box"),
     "difficult in val alone": Verdict(
         voc(
             lambda text, i: text.replace(BOX, f"<difficult>1</difficult>{BOX}") if i > 11 else text,
             files=lists("\n".join(NAMES[:12]), "\n".join(NAMES[12:])),
         ),
         8,
-        "the val split: no picture has an object",
+        "the val split: no image has an object",
     ),
     "XML without picture": Verdict(
         voc(files=lambda root: (root / "JPEGImages" / "03.png").unlink()), 8, "no picture '03.png'"
