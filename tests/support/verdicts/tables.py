@@ -249,7 +249,7 @@ SETS = {
     "labels: val without any": Verdict(
         sets(lambda i: f"{'' if i > 17 else name(i)},{'val' if i > 17 else 'train'}", header="path,tags,split"),
         8,
-        "no picture has a label",
+        "no image has a label",
     ),
     "labels: columns of True and False": Verdict(
         label_table(
