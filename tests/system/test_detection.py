@@ -325,4 +325,4 @@ def test_summary_diagram_and_check_report_the_levels(tmp_path, run_cli):
 def test_a_shipped_block_can_be_replaced(tmp_path):
     own = SCENES + "blocks: {fpn_up: {parameters: {lateral, out_channels: 4}, layers: [{conv: $out_channels}]}}\n"
     made = config_file.parse_config(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
-    assert assemble.build_for(made, listed_facts(made)).levels[0].shape == (16, 6, 6)
+    assert assemble.build_for(made, made.task.bind(listed_facts(made))).levels[0].shape == (16, 6, 6)
