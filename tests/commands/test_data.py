@@ -339,11 +339,11 @@ def test_data_check_exits_as_training_would(run_cli, tmp_path):
         "image: {size: 16, channels: 3}, split: {val: 0.25}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
     )
     answers = [run_cli(*words, config)[::2] for words in (["check"], ["data", "check"], ["train", "--no-report"])]
-    assert {code for code, _ in answers} == {2}
-    told = [[line for line in err.splitlines() if "too finely" in line] for _, err in answers]
+    assert {code for code, _ in answers} == {8}
+    told = [[line for line in err.splitlines() if "too little for float32" in line] for _, err in answers]
     assert told[0] == told[1] == told[2] != []
     found = json.loads(run_cli("data", "check", config, "--json")[1])
-    assert found["refused"] == {"lines": told[0], "exit_code": 2}
+    assert found["refused"] == {"lines": told[0], "exit_code": 8}
 
 
 def test_one_file_in_two_splits_is_not_reported_as_two_similar_names(run_cli, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from cnnrun.base.atomic_files import Folder
 from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment.config_file import parse_config
-from cnnrun.experiment.run import Hooks
+from cnnrun.experiment.run import RunHooks
 from cnnrun.results.studies.train_run import train_run
 from tests.support.configs import TINY
 from tests.support.interrupted_trainings import digest, stop_at
@@ -34,11 +34,11 @@ def test_a_result_is_recorded_once_and_not_when_resumed(tmp_path):
 
     config = parse_config(TINY, "tiny.yaml", ["name=tiny"])
     with stop_at(20):
-        experiment_run.train(config, tmp_path, CPU, hooks=Hooks(record=record))
-    resumed = experiment_run.train(config, tmp_path, CPU, resume=True, hooks=Hooks(record=record))
+        experiment_run.train(config, tmp_path, CPU, hooks=RunHooks(record=record))
+    resumed = experiment_run.train(config, tmp_path, CPU, resume=True, hooks=RunHooks(record=record))
     assert Path(resumed["run"]).name == "1"
     assert recorded == []
-    whole = experiment_run.train(config, tmp_path, CPU, hooks=Hooks(record=record))
+    whole = experiment_run.train(config, tmp_path, CPU, hooks=RunHooks(record=record))
     assert [(name, path) for name, path, *_ in recorded] == [("tiny", Path(whole["run"]))]
-    assert experiment_run.train(config, tmp_path, CPU, resume=True, hooks=Hooks(record=record))["already_finished"]
+    assert experiment_run.train(config, tmp_path, CPU, resume=True, hooks=RunHooks(record=record))["already_finished"]
     assert len(recorded) == 1

@@ -15,6 +15,7 @@ from cnnrun.base.console import Output
 from cnnrun.base.errors import DataError
 from cnnrun.commands.export import print_parity
 from cnnrun.commands.train import print_seeds
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import Measurement
 from cnnrun.experiment import config_file
 from cnnrun.results import compare
@@ -205,8 +206,11 @@ def test_the_undefined_metrics_of_a_split_follow_from_its_targets():
     found = undefined_coco_metrics(targets)
     assert set(found) == {"AP_large", "AR_large"}  # an area of 32^2 is small and medium, as COCO has it
     assert found["AP_large"] == "has no large object (9216 to 1e+10 pixels of area)"
-    assert Detect().split_problem(targets) is None
-    assert "no image has an object" in Detect().split_problem({**targets, "roles": torch.full((1, 3), 2).byte()})
+    measuring = Detect().bind(DataFacts(NAMES, (1, 200, 200))).measuring
+    assert measuring.undefined_metrics(targets) == found
+    assert measuring.split_problem(targets) is None
+    crowds = {**targets, "roles": torch.full((1, 3), 2).byte()}
+    assert "no image has an object" in measuring.split_problem(crowds)
 
 
 # --- where numbers go -------------------------------------------------------------------------------------------------

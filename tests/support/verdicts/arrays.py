@@ -52,7 +52,7 @@ ARRAYS = {
         ("check", "train"),
     ),
     "arrays: labels from 1, class_weights balanced": Verdict(
-        arrays(THREES + 1, task="{classify: {class_weights: balanced}}"), 2, "class_weights: balanced needs"
+        arrays(THREES + 1, task="{classify: {class_weights: balanced}}"), 8, "class_weights: balanced needs"
     ),
     "arrays: -1 for no label": Verdict(arrays(replace_label(-1)), 8, "labels are 0, 1"),
     "arrays: 255 for ignore": Verdict(arrays(replace_label(255).astype(np.uint8)), 8, "is 255"),

@@ -145,9 +145,9 @@ INPUTS = {
     "a picture missing": Verdict(change_one("images", file_name="99.png"), 8, "No such file"),
     "RLE crowd": Verdict(coco(make_one_crowd), 0, "2 classes", FINE),
     "ignore: 1, as CrowdHuman": Verdict(change_one(ignore=1), 0, "`ignore` has no effect on 1 annotation"),
-    "all are crowds": Verdict(coco(make_all_crowds), 2, "no training image has a box"),
+    "all are crowds": Verdict(coco(make_all_crowds), 8, "no training image has a box"),
     "iscrowd as true": Verdict(change_one(iscrowd=True), 0, "2 classes", FINE),
-    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no training image has a box"),
+    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 8, "no training image has a box"),
     "categories empty": Verdict(coco(lambda data: data.update(categories=[])), 8, "no categories"),
     "cat and Cat as categories": Verdict(
         change_each("name", lambda row: ("cat", "Cat")[row["id"] - 1], "categories"),

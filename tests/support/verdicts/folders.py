@@ -244,7 +244,7 @@ FACES = {
     "verify: one person under two names": Verdict(
         faces(more=copy("person_0/0.png", "person_5/9.png")), 8, "under more than one label"
     ),
-    "verify: two people": Verdict(faces(people=2), 2, "two or more people to learn from"),
+    "verify: two people": Verdict(faces(people=2), 8, "two or more people to learn from"),
 }
 
 WITH_WEIGHTS = "model: {weights: w.safetensors, layers: [flatten]}"

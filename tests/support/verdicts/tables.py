@@ -216,7 +216,7 @@ LABELS = {
     "copies that data.split would part": Verdict(
         label_table(name, copies=True), 0, "moved within data.split, so that all copies"
     ),
-    "one class alone": Verdict(label_table(lambda i: "cat"), 2, "needs two or more classes; the data has 1"),
+    "one class alone": Verdict(label_table(lambda i: "cat"), 8, "needs two or more classes; the data has 1"),
 }
 
 SETS = {
@@ -280,11 +280,11 @@ NUMBERS = {
     "numbers: units": Verdict(numbers(lambda i: f"{i} kg"), 8, "expected a number"),
     "numbers: nan": Verdict(numbers(lambda i: "nan" if i == 5 else f"{i}.5"), 8, "expected a number"),
     "numbers: an empty cell": Verdict(numbers(lambda i: "" if i == 5 else f"{i}.5"), 8, "weight is empty"),
-    "numbers: a constant column": Verdict(numbers(lambda i: "5"), 2, "weight is 5 in every training image"),
+    "numbers: a constant column": Verdict(numbers(lambda i: "5"), 8, "weight is 5 in every training image"),
     "numbers: so fine that they are one in float32": Verdict(
         numbers(lambda i: f"{1e9 + i}"), 8, "too finely for float32"
     ),
-    "numbers: nearly too fine for float32": Verdict(numbers(lambda i: f"{16777216 + i}"), 2, "too finely for float32"),
+    "numbers: nearly too fine for float32": Verdict(numbers(lambda i: f"{16777216 + i}"), 8, "too little for float32"),
     "numbers: one value in val": Verdict(
         label_table(
             lambda i: f"{5 if i > 17 else i},{'val' if i > 17 else 'train'}",

@@ -128,9 +128,9 @@ INPUTS = {
         voc(lambda text, i: text.split("<object>")[0] + "</annotation>" if i == 3 else text), 0, "2 classes", FINE
     ),
     "no annotation has objects": Verdict(
-        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 2, "no training image has a box"
+        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 8, "no training image has a box"
     ),
-    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 2, "no training image has a box"),
+    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 8, "no training image has a box"),
     "difficult in val alone": Verdict(
         voc(
             lambda text, i: text.replace(BOX, f"<difficult>1</difficult>{BOX}") if i > 11 else text,

@@ -350,8 +350,9 @@ def test_the_threshold_chosen_on_val_lies_midway_between_two_similarities():
     labels = np.repeat(np.arange(12), 5)
     embeddings = draw_embeddings(7, labels)
     pairs = all_pairs(labels)
-    scores = np.sort(pairs.similarities(embeddings))
+    scores, impostor_pairs = np.sort(pairs.similarities(embeddings)), int((~pairs.same_M).sum())
     points = measure(Verify(), labels, embeddings).choices.operating_points
+    assert {point.impostor_pairs for point in points} == {impostor_pairs}
     thresholds = {point.far: point.threshold for point in points}
     for far in (0.1, 0.01):
         threshold = thresholds[far]
