@@ -18,7 +18,7 @@ from cnnrun.base.progress import progress_bar, say
 from cnnrun.config import yaml_reader
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.data.audit import audit_dataset
+from cnnrun.data.audit import UNUSABLE, audit_dataset
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.guess_source import guess_source
 from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
@@ -264,7 +264,7 @@ def _format_config(
 def _data_section(overview: SourceOverview, choice: ChosenSettings, findings: dict[str, Any]) -> list[str]:
     """Lines of the section `data`; files and images that the audit reports as errors are skipped."""
     errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
-    damaged = errors.pop("cannot be decoded", None)
+    damaged = errors.pop(UNUSABLE, None)
     leaks = [finding for what, finding in errors.items() if not what.startswith("classes without")]
     lines = ["data:", *_indent_lines(yaml_reader.dump_yaml({"source": overview.source}), 2)]
     if image := choice.image_section(overview):
@@ -275,7 +275,7 @@ def _data_section(overview: SourceOverview, choice: ChosenSettings, findings: di
         purpose = "held out of train: val selects the checkpoint, test is for the final metrics"
         lines.append(f"  split: {yaml_reader.dump_flow(choice.split)}    # {purpose}")
     if damaged:
-        lines.append(f"  bad_files: skip    # {damaged['count']:,} cannot be decoded; `cnnrun data check` names them")
+        lines.append(f"  bad_files: skip    # {damaged['count']:,} {UNUSABLE}; `cnnrun data check` names them")
     if leaks:
         lines.append(f"  leakage: skip    # {leaks[0]['count']:,}: {leaks[0]['what']}; training leaves them out")
     return lines

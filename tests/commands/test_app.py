@@ -129,7 +129,7 @@ def test_csv_of_unreadable_images_waits_for_the_columns(unreadable_json, capsys)
         printed.append(capsys.readouterr().out)
         yield broken[1]
 
-    with pytest.raises(DataError, match=r"2 file\(s\) could not be read"):
+    with pytest.raises(DataError, match=r"2 files could not be read"):
         prediction_output.write_all(files(), as_json=False, as_csv=True)
     assert printed == ["", "path,label,probability,error\r\na,,,no picture\r\nc,ape,0.5,\r\n"]
     assert capsys.readouterr().out == "b,,,no picture\r\n"

@@ -340,7 +340,7 @@ def test_data_check_exits_as_training_would(run_cli, tmp_path):
     )
     answers = [run_cli(*words, config)[::2] for words in (["check"], ["data", "check"], ["train", "--no-report"])]
     assert {code for code, _ in answers} == {8}
-    told = [[line for line in err.splitlines() if "too little for float32" in line] for _, err in answers]
+    told = [[line for line in err.splitlines() if "too finely for float32" in line] for _, err in answers]
     assert told[0] == told[1] == told[2] != []
     found = json.loads(run_cli("data", "check", config, "--json")[1])
     assert found["refused"] == {"lines": told[0], "exit_code": 8}

@@ -256,7 +256,7 @@ def test_cache_list_and_clear_report_the_entries(picture_folder, cache_folder, r
     assert run_cli("cache", "clear", "nothing", "--dir", cache_folder)[0] == 2
     code, out, _ = run_cli("cache", "clear", entry["key"][:6], "--dir", cache_folder)
     assert (code, list(cache_folder.iterdir())) == (0, [])
-    assert "1 removed" in out
+    assert "1 data set removed" in out
     assert run_cli("cache", "list", "--dir", cache_folder)[0] == 0
 
 
@@ -273,7 +273,7 @@ def test_clearing_removes_only_cache_entries(tmp_path, run_cli):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("{}")
     code, out, _ = run_cli("cache", "clear", "--all", "--dir", tmp_path)
-    assert (code, "0 removed" in out) == (0, True)
+    assert (code, "0 data sets removed" in out) == (0, True)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from cnnrun.base.errors import CheckpointError
-from cnnrun.experiment import config_file, schema
-from cnnrun.experiment import run as experiment_run
+from cnnrun.experiment import config_file, preparation, schema
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import run_folder
 from tests.support.configs import TINY
@@ -149,16 +148,16 @@ def test_data_changed_before_the_first_checkpoint_is_refused(unfinished_run, pet
 
 
 def test_a_run_finished_by_another_process_meanwhile_is_not_changed(unfinished_run, pets, tmp_path, monkeypatch):
-    real = experiment_run.refuse_unlearnable
+    real = preparation.check_learnable
 
     def finishing(*arguments):
-        monkeypatch.setattr(experiment_run, "refuse_unlearnable", real)
+        monkeypatch.setattr(preparation, "check_learnable", real)
         train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
         finished.update(read_files(unfinished_run))
         return real(*arguments)
 
     finished: dict[str, bytes] = {}
-    monkeypatch.setattr(experiment_run, "refuse_unlearnable", finishing)
+    monkeypatch.setattr(preparation, "check_learnable", finishing)
     made = train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
     assert made["run"] == str(unfinished_run)
     assert made["steps"] == 8

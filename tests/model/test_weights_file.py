@@ -24,7 +24,7 @@ CLASSIFY, MULTILABEL, REGRESS = Classify(), Multilabel(), Regress()
 
 
 def flat_network(task: TaskSpec, facts: DataFacts):
-    return build_network(NODES.validate_python(["flatten", {"linear": 3}]), task, facts).network
+    return build_network(NODES.validate_python(["flatten", {"linear": 3}]), task.bind(facts)).network
 
 
 def weights_of(task: TaskSpec, facts: DataFacts) -> Weights:
@@ -49,7 +49,7 @@ def weights_of(task: TaskSpec, facts: DataFacts) -> Weights:
 )
 def test_the_head_is_matched_only_for_the_same_task_on_the_same_classes_or_numbers(trained, wanted, has_head):
     task, facts = wanted
-    matches = match_weights(flat_network(task, facts), weights_of(*trained), None, task, facts)
+    matches = match_weights(flat_network(task, facts), weights_of(*trained), None, task.bind(facts))
     assert any(name.startswith("head.") for name in matches) == has_head
     assert any(name.startswith("layers.") for name in matches)
 
@@ -58,6 +58,6 @@ def test_without_a_description_the_data_alone_decide_about_the_head():
     described = weights_of(REGRESS, SIZES)
     for facts, has_head in ((SIZES, True), (ANGLES, False)):
         matches = match_weights(
-            flat_network(REGRESS, facts), replace(described, description=None), None, REGRESS, facts
+            flat_network(REGRESS, facts), replace(described, description=None), None, REGRESS.bind(facts)
         )
         assert any(name.startswith("head.") for name in matches) == has_head

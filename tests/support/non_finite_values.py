@@ -75,7 +75,7 @@ def poison_average(monkeypatch, at: int, value: float) -> None:
 
 
 PLACES = {
-    "input": (poison_input, "the picture digits["),
+    "input": (poison_input, "the image digits["),
     "loss": (poison_loss, "none (the loss itself)"),
     "gradient": (poison_gradient, "the gradient of layers.linear1.linear.bias"),
     "weight": (poison_weight, "model layers.linear1.linear.weight"),  # found when it is to be saved

@@ -301,7 +301,7 @@ def test_incompatible_settings_are_refused_before_data_is_read(overrides, where,
             ["train.sampler.identities=10"],
             "train.sampler: a batch needs 6 classes of 10 images, but train has 5 classes",
         ),
-        (["task.verify.loss=triplet", "train.accumulate=5"], "each part needs 12 pictures of two classes"),
+        (["task.verify.loss=triplet", "train.accumulate=5"], "each part needs 12 images of two classes"),
         (
             ["data.split={by: label, test: ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'], val: 0.2}"],
             "train split is empty",
@@ -472,7 +472,7 @@ def test_drawn_folds_have_pairs_of_both_kinds(faces, tmp_path):
         (PAIRS, "0\t2\n", "0 folds of 2 pairs"),
         (PAIRS, "99999999\t99999999\n", "99999999 folds"),
         ([], "", "has no pairs"),
-        ([(f"Person_{n}", 1, f"Person_{n + 1}", 1) for n in range(9)] + [("Person_0", 1, 2)], "", "names every person"),
+        ([(f"Person_{n}", 1, f"Person_{n + 1}", 1) for n in range(9)] + [("Person_0", 1, 2)], "", "lists every person"),
     ],
 )
 def test_b23_mistakes_in_a_pairs_file_are_reported_by_line(faces, tmp_path, rows, header, message):
@@ -489,7 +489,7 @@ def test_b23_mistakes_in_a_pairs_file_are_reported_by_line(faces, tmp_path, rows
 def test_a_pair_number_that_matches_two_images_is_refused(faces, tmp_path):
     save_picture(faces / "Person_7" / "Person_7_0001.jpg", seed=5)
     path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
-    with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 pictures 'Person_7_0001'"):
+    with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 images 'Person_7_0001'"):
         folders_experiment(faces, f"data.source.folder.pairs={path}").data.source.read(has_disjoint_classes=True)
 
 

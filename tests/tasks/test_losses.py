@@ -121,9 +121,8 @@ def test_weights_of_absent_classes_do_not_change_the_loss():
 def test_balanced_weights_need_counted_classes():
     task, facts = Classify(class_weights="balanced"), DataFacts(("ape", "bee"), (1, 8, 8))  # as of an imported network
     outputs, targets = draws(1)(4, 2), {"labels": torch.tensor([0, 0, 1, 0])}
-    assert loss_of(task.criterion(facts).double(), outputs, targets) == loss_of(
-        Classify().criterion(facts).double(), outputs, targets
-    )
+    weighted, plain = (spec.bind(facts).learning.build_criterion().double() for spec in (task, Classify()))
+    assert loss_of(weighted, outputs, targets) == loss_of(plain, outputs, targets)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -232,7 +232,7 @@ def test_resuming_with_another_number_of_ranks_is_reported_and_keeps_the_order(t
 def test_a_batch_too_small_for_the_ranks_is_refused_before_training(tmp_path):
     for result in train_on_ranks(tmp_path, 4, PLAIN, "train.batch=3"):
         assert isinstance(result, ConfigError)
-        assert "each rank needs a picture of each micro-batch" in str(result)
+        assert "each rank needs an image of each micro-batch" in str(result)
     for result in train_on_ranks(tmp_path, 2, "train.batch=3"):
         assert isinstance(result, ConfigError)
         assert "batch norm needs" in str(result)
@@ -255,7 +255,7 @@ def test_a_non_finite_value_on_one_rank_stops_all_and_names_its_image(tmp_path, 
     assert all(isinstance(each, NonFiniteError) for each in results), results
     assert results[0].lines == results[1].lines
     assert "the loss became nan at step 5" in results[0].lines[0]
-    assert "the picture digits[" in results[0].lines[1]
+    assert "the image digits[" in results[0].lines[1]
     assert not list(tmp_path.rglob("step-*"))
 
 

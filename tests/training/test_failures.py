@@ -136,7 +136,7 @@ def test_too_little_memory_for_the_smallest_micro_batch_is_an_error(tmp_path, mo
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     plain = "model=[flatten]"
     limit_memory(monkeypatch, 0)
-    with pytest.raises(ResourceError, match="as small as they can be .one picture"):
+    with pytest.raises(ResourceError, match="as small as they can be .one image"):
         train_run(tiny_experiment(plain), tmp_path, CPU, resume=False)
 
 
@@ -291,7 +291,7 @@ WRITERS = [
     "cnnrun.training.metrics_log.EventFile.add_image",
     "cnnrun.training.metrics_log.EventFile.add_images",
     "cnnrun.training.metrics_log._draw_confusion_matrix",
-    "cnnrun.training.learner.Learner.predict_samples",
+    "cnnrun.training.loop.TrainingLoop._draw_val",
     "matplotlib.axes.Axes.set_xticks",
     "matplotlib.axes.Axes.text",
     "matplotlib.backends.backend_agg.FigureCanvasAgg.draw",

@@ -267,7 +267,7 @@ def test_frozen_batch_norms_allow_a_batch_of_one():
     setup = setup_of(tiny_experiment(FROZEN), Path("unused"))
     spec = tiny_experiment(FROZEN, "train.batch=1").train
     settings.check_batch_size(spec, 100, setup.network)
-    with pytest.raises(ConfigError, match="two pictures"):
+    with pytest.raises(ConfigError, match="two images"):
         settings.check_batch_size(tiny_experiment("train.batch=1").train, 100, setup.network)
 
 

@@ -279,7 +279,7 @@ def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
     ):
         with pytest.raises(ConfigError, match="batch norm needs"):
             train_run(tiny_experiment(*overrides), tmp_path, CPU, resume=False)
-    with pytest.raises(ConfigError, match="more than the .* training pictures"):
+    with pytest.raises(ConfigError, match="more than the .* training images"):
         train_run(tiny_experiment("train.batch=5000"), tmp_path, CPU, resume=False)
     assert not list(tmp_path.rglob("checkpoints"))
 

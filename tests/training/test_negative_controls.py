@@ -16,7 +16,7 @@ import torch
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.data import training_batches
-from cnnrun.experiment import run as experiment_run
+from cnnrun.experiment import preparation
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, ema, loop
@@ -142,14 +142,14 @@ def reset_scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def classes_reversed(patched: pytest.MonkeyPatch) -> None:
-    real = experiment_run.prepare_dataset
+    real = preparation.prepare_dataset
 
     def other(made):
         data = real(made)
         facts = replace(data.facts, classes=data.facts.classes[::-1], fingerprint="of other classes")
         return replace(data, facts=facts)
 
-    patched.setattr(experiment_run, "prepare_dataset", other)
+    patched.setattr(preparation, "prepare_dataset", other)
 
 
 def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:

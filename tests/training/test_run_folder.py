@@ -49,7 +49,7 @@ def test_a_moved_run_folder_ends_the_training_after_saving_in_it(tmp_path, monke
     with monkeypatch.context() as patched:
         run_at_step(patched, step, lambda: run.rename(there))
         with pytest.raises(
-            StorageError, match="was moved or deleted while the run was training; step .* is saved in it"
+            StorageError, match="was moved or deleted while the run was training; step .* is saved in the moved folder"
         ):
             train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
     assert not run.exists()
@@ -93,8 +93,8 @@ def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
     batches: list[int] = []
     real = Learner._evaluated_network
 
-    def slow(self, setup):
-        forward = real(self, setup)
+    def slow(self):
+        forward = real(self)
 
         def counted(inputs):
             batches.append(len(inputs))
@@ -174,7 +174,7 @@ def test_every_out_of_memory_error_is_recognized(tmp_path, monkeypatch, capfd, e
 
     def short(self_or_learner, *rest):
         batches = self_or_learner if place == "augmentation" else None
-        parts = batches._micro_batch_count if batches is not None else len(rest[1].micro_sizes)
+        parts = batches._micro_batch_count if batches is not None else len(rest[0].micro_sizes)
         if parts < 2:
             raise error
         return real(self_or_learner, *rest)
@@ -208,7 +208,7 @@ def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypat
     error = ZeroDivisionError("ours") if place == "an own mistake" else MemoryError("12 GiB")
 
     def failing(*arguments):
-        step = arguments[1] if place == "augmentation" else arguments[3]
+        step = arguments[1] if place == "augmentation" else arguments[2]
         if step >= 9:
             raise error
         return real(*arguments)
@@ -341,7 +341,7 @@ def test_clearing_a_cache_leaves_a_valid_lock_to_a_waiting_process(tmp_path, mon
         pid, pipe = fork(waiting)
         while not (tmp_path / "waiting").exists():
             time.sleep(0.01)
-        cache._empty(folder)
+        cache._remove_entry(folder)
         order.append("cleared")
     assert outcome(pid, pipe) == "held"
 

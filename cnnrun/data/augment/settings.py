@@ -111,7 +111,7 @@ images."""
     cutmix: float = Field(0.0, ge=0, le=10)
     """Pastes a rectangle of another image; the area is drawn from Beta(cutmix, cutmix). Labels follow."""
     mosaic: float = Field(0.0, ge=0, le=1)
-    """The fraction of images that become a mosaic of four (Bochkovskiy et al. 2020). Only for data with boxes or masks."""
+    """The fraction of images that become a mosaic of four (Bochkovskiy et al. 2020). Only for boxes or masks."""
     min_visible: float = Field(0.25, ge=0, le=1)
     """An object is dropped if less than this fraction of its box is left inside the image. Only for data with boxes."""
     policy: Annotated[TrivialAugment, Kinds()] | None = None

@@ -362,9 +362,9 @@ def test_the_threshold_chosen_on_val_lies_midway_between_two_similarities():
 
 
 def test_pairs_of_one_kind_alone_are_refused():
-    meter = Verify().meter(DataFacts(("a", "b"), (1, 8, 8)))
+    meter = Verify().bind(DataFacts(("a", "b"), (1, 8, 8))).measuring.build_meter(Choices())
     meter.update({"embedding": torch.eye(3)}, {"labels": torch.tensor([0, 0, 0])})
-    with pytest.raises(DataError, match="the readable images have pairs of one kind only"):
+    with pytest.raises(DataError, match="the readable images have only one kind"):
         meter.compute()
 
 
