@@ -33,7 +33,7 @@ PLACES = {
     "writing down": ("cnnrun.training.metrics_log.MetricsLog.record", 2),
     "keeping what val said": ("cnnrun.training.checkpoints.add_evaluation", 2),
     "drawing": ("cnnrun.training.metrics_log._draw_confusion_matrix", 2),
-    "writing result.json": ("cnnrun.training.loop._write_result", 1),
+    "writing result.json": ("cnnrun.training.loop.TrainingLoop.write_result", 1),
     "after result.json": ("cnnrun.results.report.write.report_after_training", 1),
     "writing the report": ("cnnrun.results.report.write.write_new_file", 1),
 }

@@ -62,7 +62,9 @@ INPUTS = {
         swap("<size>", "<path>C:\\Users\\me\\d\\00.png</path><size>"), 0, "2 classes", FINE
     ),
     "LabelImg: <filename> without suffix": Verdict(
-        voc(lambda text, i: text.replace(f"{i:02}.png", f"{i:02}")), 0, "name a picture that is not there"
+        voc(lambda text, i: text.replace(f"{i:02}.png", f"{i:02}")),
+        0,
+        "the annotation's own name is used",
     ),
     "LabelImg: one <filename> copied to all": Verdict(
         voc(lambda text, i: text.replace(f"{i:02}.png", "00.png")), 8, "an image has one annotation file"
@@ -71,7 +73,7 @@ INPUTS = {
     "Roboflow: names of another export": Verdict(
         voc(lambda text, i: text.replace(f"{i:02}.png", f"{i:02}_png.rf.0a1b.jpg")),
         0,
-        "name a picture that is not there",
+        "the annotation's own name is used",
     ),
     "roLabelImg: rotated boxes": Verdict(swap(BOX, ROB), 8, "needs numbers for xmin"),
     "LabelMe: polygons and no boxes": Verdict(swap(BOX, LABELME), 8, "needs numbers for xmin"),
