@@ -24,6 +24,7 @@ def _print_calibration(data: dict[str, Any], out: Output) -> None:
     """Print the temperature, and the metrics before and after on the images that it was fitted on."""
     run = escape(data["run"])
     out.print(f"temperature {data['temperature']:.4f}, saved in {run}; eval, predict and export use it")
-    metrics = {"negative log-likelihood": data["nll"], **({"ece": data["ece"]} if "ece" in data else {})}
+    errors = {name: value for name, value in data.items() if isinstance(value, list) and name != "nll"}
+    metrics = {"negative log-likelihood": data["nll"], **errors}
     changes = "  ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in metrics.items())
     out.print(f"on the {format_count(data['samples'], 'image')} of {data['split']} that it was fitted on: {changes}")

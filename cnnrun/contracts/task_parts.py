@@ -174,6 +174,9 @@ class Showing:
 class Calibration:
     """Calibration of probabilities by a temperature."""
 
+    error_metric: str | None = None
+    """The metric of the meter that measures how well probabilities are calibrated, if it has one."""
+
     def negative_log_likelihood(self, outputs: Tensor, targets: Targets, temperature: float) -> float:
         """Mean negative log-likelihood of the targets with probabilities at this temperature."""
         raise NotImplementedError

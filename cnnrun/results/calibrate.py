@@ -59,7 +59,7 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
         "split": split_name,
         "samples": len(data.splits[split_name]),
         "nll": [nll_before, nll(temperature)],
-        **({"ece": [before.metrics["ece"], after.metrics["ece"]]} if "ece" in before.metrics else {}),
+        **({error: [before.metrics[error], after.metrics[error]]} if (error := calibration.error_metric) else {}),
     }
     try:
         records = read_calibration(trained.run)

@@ -310,5 +310,7 @@ class ClassifyShowing(Showing):
 class ClassifyCalibration(Calibration):
     """Calibration of the softmax."""
 
+    error_metric = "ece"
+
     def negative_log_likelihood(self, outputs: Tensor, targets: Targets, temperature: float) -> float:
         return float(F.cross_entropy(outputs.double() / temperature, targets["labels"]))

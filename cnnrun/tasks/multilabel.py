@@ -266,6 +266,8 @@ class MultilabelShowing(Showing):
 class MultilabelCalibration(Calibration):
     """Calibration of the sigmoids, by one temperature for all classes."""
 
+    error_metric = "ece"
+
     def negative_log_likelihood(self, outputs: Tensor, targets: Targets, temperature: float) -> float:
         present = targets["present"].double()
         return float(F.binary_cross_entropy_with_logits(outputs.double() / temperature, present))

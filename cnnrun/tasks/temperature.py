@@ -19,7 +19,8 @@ def reliability_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     total = max(1, sum(row["pictures"] for row in rows))
     shares = [row["pictures"] / total for row in rows]
     series = (Series("share of the images", confidence, shares, "bars"), Series("accuracy", confidence, accuracy))
-    return Plot("Reliability", "predicted probability", "share that is right", series, diagonal=True)
+    labels = ("predicted probability", "share that is right")
+    return Plot("Reliability", *labels, series, diagonal=True, table="reliability")
 
 
 def temperature_metadata(choices: Choices) -> dict[str, Any]:

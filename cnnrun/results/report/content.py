@@ -41,7 +41,6 @@ _MAX_CHART_ROWS = 100  # points of each series in the table of a chart
 _MAX_PAIRS = 50  # most confused pairs of classes that are listed
 _MAX_SEARCHED_IMAGES = 10_000  # images of a split that are searched for the strongest patches
 _MAX_PREDICTIONS = 3  # predictions printed below a worst image
-_CHARTED_TABLES = ("precision_recall", "reliability")  # tables that are shown as charts instead
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,10 @@ def _headline(measured: MeasuredRun) -> list[dict[str, str]]:
 
 
 def _metric_tables(measured: MeasuredRun, key: str) -> list[dict[str, Any]]:
+    charted = {plot.table for plot in measured.measurement.plots}
     tables: list[dict[str, Any]] = []
     for name, rows in measured.measurement.tables.items():
-        if rows and name not in _CHARTED_TABLES:
+        if rows and name not in charted:
             title = name.replace("_", " ")
             cells = [[format_cell(value) for value in row.values()] for row in rows]
             tables.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})

@@ -53,4 +53,4 @@ def _precision_recall_plot(rows: Sequence[dict[str, Any]], counts: dict[str, int
         if row["class"] in curves:
             curves[row["class"]].append((row["recall"], row["precision"]))
     series = [Series(name, [x for x, _ in curve], [y for _, y in curve]) for name, curve in curves.items() if curve]
-    return Plot(f"Precision and recall{scope}", "recall", "precision", tuple(series))
+    return Plot(f"Precision and recall{scope}", "recall", "precision", tuple(series), table="precision_recall")
