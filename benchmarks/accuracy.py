@@ -1,6 +1,6 @@
-"""Measure accuracy and wall time of configs over several seeds, each with a whole `cnnrun train` and one `cnnrun eval`.
+"""Measure a metric and wall time of a config over seeds: for each a whole `cnnrun train` and one `cnnrun eval`.
 
-    python benchmarks/accuracy.py configs/fashion-vgg.yaml [--seeds 3] [KEY.PATH=VALUE ...]
+    python benchmarks/accuracy.py configs/fashion-vgg.yaml [--metric accuracy] [--seeds 3] [KEY.PATH=VALUE ...]
 
 The reported split is test, which training never reads. Wall time is that of the command, start-up included.
 """
@@ -24,9 +24,10 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--metric", default="accuracy")
     args = parser.parse_intermixed_args()
     print(f"{args.config}: torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds")
-    accuracies, seconds = [], []
+    values, seconds = [], []
     with tempfile.TemporaryDirectory() as runs:
         for seed in range(args.seeds):
             command = [
@@ -47,10 +48,10 @@ def main() -> None:
                 [sys.executable, "-m", "cnnrun", "eval", "--runs", runs, "--json"], check=True, capture_output=True
             )
             result = json.loads(done.stdout)
-            accuracies.append(result["numbers"]["accuracy"])
-            print(f"  seed {seed}: {result['split']} accuracy {accuracies[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    print(f"  mean {statistics.mean(accuracies):.4f} +- {spread:.4f}, median {statistics.median(seconds):.0f} s")
+            values.append(result["numbers"][args.metric])
+            print(f"  seed {seed}: {result['split']} {args.metric} {values[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    print(f"  mean {statistics.mean(values):.4f} +- {spread:.4f}, median {statistics.median(seconds):.0f} s")
 
 
 if __name__ == "__main__":

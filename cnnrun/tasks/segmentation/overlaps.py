@@ -39,9 +39,14 @@ class Overlaps:
     def __len__(self) -> int:
         return len(self.counts_N3K)
 
-    def metrics(self, weight_N: Floats | None = None) -> dict[str, float]:
-        """Mean IoU and mean Dice over the classes that are true or predicted somewhere, and pixel accuracy."""
+    def metrics(self, weight_N: Floats | None = None) -> dict[str, float | None]:
+        """Mean IoU and mean Dice over the classes that are true or predicted somewhere, and pixel accuracy.
+
+        All are None if every pixel is to be ignored.
+        """
         both, predicted, true = self._totals(weight_N)
+        if not true.any():
+            return dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy"))
         occurs = predicted + true > 0
         iou = both[occurs] / (predicted + true - both)[occurs]
         dice = 2 * both[occurs] / (predicted + true)[occurs]

@@ -12,6 +12,7 @@ from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import View
 from cnnrun.contracts.target_kind import IGNORED
 from cnnrun.data.image_files import ImageSettings, compute_view, fit_mask
+from cnnrun.tasks.intervals import confidence_intervals
 from cnnrun.tasks.segmentation.network import SegmentationCriterion
 from cnnrun.tasks.segmentation.overlaps import Overlaps, count_pixels
 from cnnrun.tasks.segmentation.task import Segment, SegmentPrediction
@@ -70,6 +71,30 @@ def test_weights_of_images_count_them_as_often():
     weighted = Overlaps(counts.numpy().astype(float)).metrics(np.array([2.0, 0.0, 1.0, 1.0]))
     repeated = Overlaps(counts[[0, 0, 2, 3]].numpy().astype(float)).metrics()
     assert weighted == pytest.approx(repeated, rel=1e-12)
+
+
+def test_intervals_are_over_images_and_hold_the_metric():
+    predicted, true = draw_masks(40, 6)
+    predicted[:20] = torch.where(true[:20] == IGNORED, 0, true[:20])  # half of the images without a mistake
+    meter = TASK.measuring.build_meter(Choices())
+    for images in torch.arange(40).split(16):
+        meter.update({"mask": predicted[images]}, {"masks": true[images]})
+    measurement = meter.compute()
+    draws = measurement.bootstrap_draws["mean_iou"]
+    low, high = confidence_intervals(measurement.metrics, measurement.bootstrap_draws, measurement.correct)["mean_iou"]
+    assert low < measurement.metrics["mean_iou"] < high
+    assert np.std(draws) > 0.02
+
+
+def test_metrics_of_masks_to_ignore_alone_are_undefined():
+    predicted, true = draw_masks(40, 7)
+    true[:] = IGNORED
+    meter = TASK.measuring.build_meter(Choices())
+    meter.update({"mask": predicted}, {"masks": true})
+    measurement = meter.compute()
+    assert set(measurement.metrics) == set(TASK.spec.metrics())
+    assert set(measurement.metrics.values()) == {None}
+    assert not confidence_intervals(measurement.metrics, measurement.bootstrap_draws, measurement.correct)
 
 
 @pytest.mark.parametrize("dice_weight", [0.0, 0.5])
