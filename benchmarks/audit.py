@@ -1,6 +1,6 @@
 """Count how many planted duplicates the audit finds, and its false alarms.
 
-    python benchmarks/audit.py [--idx data/fashion-mnist] [--folder PICTURES] [--seed 0]
+    python benchmarks/audit.py [--idx data/fashion-mnist] [--folder IMAGES] [--seed 0]
 
 Duplicates of distinct images are planted, 200 of each kind: copies of a file, the same pixels in another format,
 re-encoded as JPEG (quality 60 to 95), resized (to 0.5 to 2 times, three filters), resized and re-encoded. The distinct

@@ -104,10 +104,10 @@ def speed(command: list[str], cwd: Path, threads: int) -> float:
     return float(json.loads(lines[-1])["images_per_second"])
 
 
-def ranks(rounds: int, pictures: int) -> None:
+def ranks(rounds: int, images: int) -> None:
     data = HERE.parent / "data" / "fashion-mnist"
     net = ["train", str(HERE / "nets" / "vgg-small.yaml"), f"data.source={{idx: {data}}}", "--json"]
-    net += [f"data.split={{val: {1 - pictures / 60000}}}", "train.epochs=1"]
+    net += [f"data.split={{val: {1 - images / 60000}}}", "train.epochs=1"]
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cnnrun"]
     sides = {
         "1 rank, 2 threads": ([sys.executable, "-m", "cnnrun"], 2),
@@ -273,11 +273,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CHOICES, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--other", type=Path)
     options = parser.parse_args()
     if options.only == "ranks":
-        ranks(options.rounds, options.pictures)
+        ranks(options.rounds, options.images)
     elif options.only in ("before", "cost"):
         {"before": before, "cost": cost}[options.only](options.rounds, options.other)
     else:

@@ -1,8 +1,8 @@
 """Measure what ImageNet weights gain on a small folder of images: a few epochs from scratch, from weights, and frozen.
 
-    python benchmarks/transfer.py --weights data/mobilenet-v2/mobilenet_v2-b0353104.pth [--seeds 3] [--pictures 100]
+    python benchmarks/transfer.py --weights data/mobilenet-v2/mobilenet_v2-b0353104.pth [--seeds 3] [--images 100]
 
-The task is Fashion-MNIST as a folder of PNG files: `--pictures` per class to learn from and 200 per class for the test.
+The task is Fashion-MNIST as a folder of PNG files: `--images` per class to learn from and 200 per class for the test.
 The ways differ only in the printed settings. Each is a whole `cnnrun train` and `cnnrun eval` on the test split.
 """
 
@@ -29,7 +29,7 @@ data:
 model: {{zoo: mobilenet_v2}}
 train: {{epochs: 3, batch: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9, nesterov: true}}}}, monitor: val/accuracy}}
 """
-TEST_PICTURES = 200
+TEST_IMAGES = 200
 # Each way has its own learning rate, as it would in use: the one of these with the best mean accuracy on val.
 WAYS: dict[str, tuple[list[float], list[str]]] = {
     "from scratch": ([0.005, 0.01, 0.02, 0.05, 0.1], []),
@@ -43,13 +43,13 @@ WAYS: dict[str, tuple[list[float], list[str]]] = {
 
 
 def write_images(folder: Path, idx: Path, count: int) -> None:
-    """Write the first `count` training and TEST_PICTURES test pictures of each class as PNG files."""
+    """Write the first `count` training and TEST_IMAGES test images of each class as PNG files."""
     from PIL import Image
 
     from cnnrun.data.sources.idx import Idx
 
     indexed = Idx(root=str(idx)).read()
-    for split, limit in (("train", count), ("test", TEST_PICTURES)):
+    for split, limit in (("train", count), ("test", TEST_IMAGES)):
         source, counts = indexed.splits[split], [0] * len(indexed.classes)
         for number, label in enumerate(source.targets["labels"].tolist()):
             if counts[label] < limit:
@@ -69,12 +69,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("data/mobilenet-v2/mobilenet_v2-b0353104.pth"))
     parser.add_argument("--idx", type=Path, default=Path("data/fashion-mnist"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds, {args.pictures} pictures a class")
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds, {args.images} images a class")
     with tempfile.TemporaryDirectory() as work:
         folder, weights = Path(work) / "pictures", Path(work) / "mobilenet_v2.safetensors"
-        write_images(folder, args.idx, args.pictures)
+        write_images(folder, args.idx, args.images)
         cnnrun("import", str(args.weights), "--like", "mobilenet_v2", "--classes", "imagenet", "--out", str(weights))
         config = Path(work) / "transfer.yaml"
         config.write_text(CONFIG.format(folder=folder))

@@ -42,7 +42,7 @@ def test_a_batch_too_large_for_memory_is_split_into_micro_batches(limit_memory, 
     limit_memory(400)
     result = train_run(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
-    assert "memory ran out at step 0: continuing with 2 micro-batches in each batch of the same size" in err
+    assert "memory ran out at step 0: continuing with 2 micro-batches per batch; the batch size is unchanged" in err
     assert result["steps"] == 1
     assert read_result(Path(result["run"]))["peak_memory_mib"] > 0
 

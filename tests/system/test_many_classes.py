@@ -27,6 +27,7 @@ from cnnrun.results.report.class_tables import select_rows
 from cnnrun.tasks import classification_metrics
 from cnnrun.tasks.detection.meter import _precision_recall_plot
 from cnnrun.tasks.multilabel import Multilabel
+from cnnrun.tasks.segmentation.overlaps import Overlaps, count_pixels
 
 MANY = 1000
 NAMES = tuple(f"class {number}" for number in range(MANY))
@@ -256,3 +257,15 @@ def test_every_command_prints_little_for_a_thousand_classes(folder, run_cli, tmp
     assert code == 0, err
     about = onnxruntime.InferenceSession(tmp_path / "many.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == list(NAMES)
+
+
+def test_classes_of_pixels_are_ranked_by_their_overlap():
+    generator = torch.Generator().manual_seed(0)
+    predicted, true = (torch.randint(0, 40, (8, 16, 16), generator=generator).byte() for _ in range(2))
+    counts, _ = count_pixels(predicted, true.masked_fill(true == 7, 8), 40)
+    rows = Overlaps(counts.numpy().astype(float)).per_class_rows(tuple(map(str, range(40))))
+    shown, more = select_rows(rows)
+    overlaps = [row["iou"] for row in shown]
+    assert overlaps == sorted(overlaps)
+    assert "7" not in [row["class"] for row in shown]  # no true pixel
+    assert "the 10 worst and the 10 best of 40, by iou" in more

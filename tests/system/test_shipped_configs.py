@@ -51,7 +51,7 @@ def test_a_config_header_states_metric_machine_and_command(path):
     assert all(line.startswith("#") for line in head.splitlines())
     for word in ("n = ", "2 CPU cores", f"cnnrun train configs/{path.name}"):
         assert word in head
-    assert any(number in head for number in ("accuracy", "AP50", "EER", "rank-1", "RMSE", "MAE", "mAP"))
+    assert any(number in head for number in ("accuracy", "AP50", "EER", "rank-1", "RMSE", "MAE", "mAP", "IoU"))
 
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():

@@ -10,8 +10,8 @@ from cnnrun.base.console import Output, build_table
 MAX_PRINTED_CLASSES = 30  # tables and matrices of more classes are not printed in full
 _MAX_PAIRS = 20  # most confused pairs of classes printed instead of a larger matrix
 _ROWS_PER_END = 10  # worst rows, and as many best rows, printed of a longer table
-_RANKING_METRICS = ("AP", "f1", "gain")  # rows are ranked by the first of these that the table has
-_COUNT_COLUMNS = ("support", "objects")  # columns that count a class's samples
+_RANKING_METRICS = ("AP", "f1", "iou", "gain")  # rows are ranked by the first of these that the table has
+_COUNT_COLUMNS = ("support", "objects", "pixels")  # columns that count a class's samples
 
 Row = dict[str, Any]
 
