@@ -47,10 +47,8 @@ def train(
 
     keep_freed_memory()
     if seeds:
-        summary = train_seeds(
-            experiment, seeds, RunSettings(runs, torch_device, resume or strict_resume, strict_resume), page
-        )
-        show(summary, as_json, print_seeds)
+        settings = RunSettings(runs, torch_device, resume or strict_resume, strict_resume)
+        show(train_seeds(experiment, seeds, settings, page), as_json, print_seeds)
         return
     result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():

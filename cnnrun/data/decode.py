@@ -22,14 +22,13 @@ from cnnrun.data.image_files import (
     DecodedImage,
     ImageSettings,
     decode_image,
-    decode_mask,
     fit_image,
-    fit_mask,
     image_errors,
     image_from_pixels,
     read_image_bytes,
 )
 from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
+from cnnrun.data.mask_files import decode_mask, fit_mask
 
 DEFAULT_TIMEOUT = 120.0  # seconds
 _IMAGES_PER_TASK = 16  # images that a thread decodes before it takes the next task

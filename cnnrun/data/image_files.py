@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +31,6 @@ from cnnrun.base.file_sequences import Member, is_hidden_or_system_name
 from cnnrun.config.spec import SizePair, Spec
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.results import View
-from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
 FORMAT_SUFFIXES = {
@@ -104,29 +103,33 @@ def is_image_name(name: str) -> bool:
     return not is_hidden_or_system_name(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
-def load_image(path: Path, size: HeightWidth, channels: int, settings: ImageSettings) -> NDArray[np.uint8]:
-    """Read an image file as uint8 [H, W, C]. Raises DataError with the file's name and the problem."""
-    return load_with_view(path, size, channels, settings)[0]
-
-
 def load_with_view(
     path: Path, size: HeightWidth, channels: int, settings: ImageSettings
 ) -> tuple[NDArray[np.uint8], View]:
-    """Read an image file as `load_image` does, with its `View` in the network's input."""
+    """Read an image file as uint8 [H, W, C], and its `View` in the network's input.
+
+    Raises DataError with the file's name and the problem.
+    """
     with image_errors(str(path)):
         image = decode_image(read_image_bytes(path), channels, settings).pillow_image
         return fit_image(image, size, settings), compute_view((image.height, image.width), size, settings)
 
 
-def decode_image(data: bytes, channels: int, settings: ImageSettings) -> DecodedImage:
-    """Decode the whole image in a file's bytes. Call it within `image_errors`."""
+@contextmanager
+def open_image(data: bytes, settings: ImageSettings) -> Iterator[tuple[Any, int]]:
+    """The decoded Pillow image of a file's bytes, as stored, and EXIF's orientation. Use it within `image_errors`."""
     with _pillow().open(BytesIO(data), formats=FORMATS) as image:
         _check_header(image, settings)
         image.load()
-        orientation = _read_orientation(image)
+        yield image, _read_orientation(image)
+
+
+def decode_image(data: bytes, channels: int, settings: ImageSettings) -> DecodedImage:
+    """Decode the whole image in a file's bytes. Call it within `image_errors`."""
+    with open_image(data, settings) as (image, orientation):
         is_16_bit = image.mode.startswith("I;16") or _is_16_bit_pgm(image)
         peak = int(np.asarray(image).max()) if is_16_bit else 0
-        opaque = _lay_over_background(_turn_upright(_to_eight_bits(image, is_16_bit), orientation), settings.background)
+        opaque = _lay_over_background(turn_upright(_to_eight_bits(image, is_16_bit), orientation), settings.background)
         converted = opaque.convert("L" if channels == 1 else "RGB")
         return DecodedImage(converted, image.format, image.mode, orientation, peak)
 
@@ -148,7 +151,7 @@ def image_from_pixels(pixels: NDArray[np.uint8], channels: int) -> DecodedImage:
 
 def fit_image(image: Any, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
     """Fit a Pillow image to the network's input: uint8 [H, W, C]."""
-    pixels: NDArray[np.uint8] = np.asarray(_fit(image, size, settings), dtype=np.uint8)
+    pixels: NDArray[np.uint8] = np.asarray(resize_to_fit(image, size, settings), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -262,7 +265,8 @@ def _read_orientation(image: Any) -> int:
     return value if value in _TRANSPOSITIONS or value == 1 else 0
 
 
-def _turn_upright(image: Any, orientation: int) -> Any:
+def turn_upright(image: Any, orientation: int) -> Any:
+    """Undo EXIF's orientation, 1 to 8."""
     return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
 
 
@@ -288,31 +292,8 @@ def _lay_over_background(image: Any, background: int) -> Any:
     return Pil.alpha_composite(Pil.new("RGBA", rgba.size, (background, background, background, 255)), rgba)
 
 
-def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSettings) -> DecodedImage:
-    """Decode a mask of grey values or palette indices to class indices. Call it within `image_errors`."""
-    with _pillow().open(BytesIO(data), formats=FORMATS) as image:
-        _check_header(image, settings)
-        image.load()
-        if image.mode not in ("1", "L", "P"):
-            raise ImageRefusedError(f"a mask needs one value per pixel, grey or by a palette; it has {image.mode}")
-        orientation = _read_orientation(image)
-        values = np.asarray(_turn_upright(image, orientation)).astype(np.uint8)
-        classes = np.asarray(class_of_value, np.uint8)[values]
-        if UNKNOWN in classes:
-            value = int(values[classes == UNKNOWN].min())
-            raise ImageRefusedError(f"the mask has the value {value}, which is no class; see values and ignore")
-        return DecodedImage(_pillow().fromarray(classes), image.format, image.mode, orientation)
-
-
-def fit_mask(image: Any, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
-    """Fit a mask as `fit_image` fits its image, by nearest pixels: uint8 [H, W, 1]; padding is ignored."""
-    from PIL import Image as Pil
-
-    ignoring = settings.model_copy(update={"background": IGNORED})
-    return np.asarray(_fit(image, size, ignoring, Pil.Resampling.NEAREST), dtype=np.uint8)[:, :, None]
-
-
-def _fit(image: Any, size: HeightWidth, settings: ImageSettings, resampling: int | None = None) -> Any:
+def resize_to_fit(image: Any, size: HeightWidth, settings: ImageSettings, resampling: int | None = None) -> Any:
+    """Fit a Pillow image to `size`, bilinear by default."""
     from PIL import Image as Pil
     from PIL import ImageOps
 

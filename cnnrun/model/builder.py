@@ -1,7 +1,6 @@
 """Build modules from the YAML's list of layers: structures, links by name, and the shape of every output.
 
-Each layer runs once on PyTorch's meta device, which computes shapes and nothing else. No kind of layer has to compute
-its own output shape.
+Each layer runs once on PyTorch's meta device, which computes shapes alone; no kind of layer computes its own.
 """
 
 from __future__ import annotations
@@ -345,8 +344,7 @@ class _LayerKeys:
 
 def _build_chain_module(nodes: Sequence[Any], modules: dict[str, nn.Module]) -> nn.Module:
     """Join modules into a plain nn.Sequential, or a LinkedChain if a layer inside takes an output by name."""
-    names = set(link_names(nodes))
-    if not names:
+    if not (names := set(link_names(nodes))):
         return nn.Sequential(OrderedDict(modules))
     inputs = {key: node.input_names() for key, node in zip(modules, nodes, strict=False) if node.input_names()}
     return LinkedChain(modules, inputs, [key for key in modules if key in names])

@@ -37,8 +37,7 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
     experiment, trained = open_trained(run, runs, device, with_calibration=False)
     split_name, data = prepare_eval_data(experiment, trained, "val")
     outputs, targets = _outputs(trained, data.splits[split_name], experiment.train.batch)
-    calibration = trained.task.calibration
-    if calibration is None:
+    if (calibration := trained.task.calibration) is None:
         kind = trained.task.kind
         raise ConfigError(f"{kind}: this network gives no probabilities, so there is nothing to calibrate")
 

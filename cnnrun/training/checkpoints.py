@@ -225,18 +225,16 @@ def retry(write: Callable[[], None], folder: Folder, byte_count: int) -> None:
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return write()
+            write()
+            return
         except OSError as error:
             if attempt == _ATTEMPTS or not folder.is_in_place():
-                line = f"{describe_failure(folder.path, byte_count, error)}; earlier checkpoints are kept"
-                raise StorageError(line) from None
+                failure = describe_failure(folder.path, byte_count, error)
+                raise StorageError(f"{failure}; earlier checkpoints are kept") from None
             time.sleep(0.1 * 4**attempt)
-    raise AssertionError("unreachable")
 
 
-def _write_checkpoint(
-    folder: Folder, name: str, step: int, files: dict[str, bytes], tensor_counts: dict[str, int]
-) -> None:
+def _write_checkpoint(folder: Folder, name: str, step: int, files: dict[str, bytes], tensors: dict[str, int]) -> None:
     temporary = f"{name}.tmp"
     if folder.has(temporary):
         folder.remove(temporary)
@@ -248,7 +246,7 @@ def _write_checkpoint(
             for write in writes:
                 write.result()
         entries = {
-            file: _Entry(bytes=len(files[file]), sha256=digest.result().hexdigest(), tensors=tensor_counts.get(file))
+            file: _Entry(bytes=len(files[file]), sha256=digest.result().hexdigest(), tensors=tensors.get(file))
             for file, digest in hashes.items()
         }
         checkpoint.create(MANIFEST, _Manifest(format=FORMAT, step=step, files=entries).to_bytes())
@@ -288,10 +286,8 @@ def _read_manifest(folder: Folder) -> _Manifest:
     data = read_bytes(path, CheckpointError, MAX_JSON_BYTES, folder)
     content = _parse_json(path, data)
     if not isinstance(content, dict) or content.get("format") not in _READ_FORMATS:
-        formats = join_names(list(map(str, _READ_FORMATS)))
-        raise CheckpointError(
-            f"{folder.path}: not a checkpoint of format {formats}; another version of cnnrun wrote it"
-        )
+        expected = f"a checkpoint of format {join_names(list(map(str, _READ_FORMATS)))}"
+        raise CheckpointError(f"{folder.path}: not {expected}; another version of cnnrun wrote it")
     try:
         manifest = _Manifest.model_validate(content)
     except ValidationError:

@@ -271,15 +271,14 @@ class TrainingLoop:
 
     def _halve_micro_batches(self, when: str, reason: str) -> None:
         """Split batches into twice as many micro-batches; `when` and `reason` say what failed."""
-        state = self.state
         try:
-            state.accumulate = self.setup.double_micro_batches(state.accumulate, reason)
+            self.state.accumulate = self.setup.double_micro_batches(self.state.accumulate, reason)
         except ResourceError:
             self._save_before_failure()
             raise
-        line = f"memory ran out {when}: continuing with {state.accumulate} micro-batches per batch"
+        line = f"memory ran out {when}: continuing with {self.state.accumulate} micro-batches per batch"
         say(f"{line}; the batch size is unchanged")
-        self.batches.set_micro_batches(state.accumulate)
+        self.batches.set_micro_batches(self.state.accumulate)
 
     def _log_step(self, epoch_ends: bool) -> None:
         """Add the step's loss and learning rate to TensorBoard, now and then and at the end of an epoch."""

@@ -14,7 +14,7 @@ from cnnrun.config.spec import union_members
 from cnnrun.contracts.source import Split
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.duplicates import MAX_RELATIVE_DIFFERENCE, find_near_duplicates
-from cnnrun.data.image_files import load_image
+from cnnrun.data.image_files import load_with_view
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
@@ -86,7 +86,7 @@ def test_a_folder_in_memory_equals_its_files_one_by_one(picture_folder):
     train = made.splits["train"]
     data = folder_data(picture_folder)
     for number in range(len(train)):
-        expected = load_image(Path(train.sample_name(number)), (8, 8), 3, data.image)
+        expected = load_with_view(Path(train.sample_name(number)), (8, 8), 3, data.image)[0]
         assert np.array_equal(train.load_images(torch.tensor([number]))[0].permute(1, 2, 0).numpy(), expected)
     assert made.facts.classes == ("cat", "dog")
     assert tree_digest(picture_folder) == before

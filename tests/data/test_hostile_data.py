@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from cnnrun.base.errors import CheckpointError, DataError, InterruptionError
 from cnnrun.base.progress import progress_bar
 from cnnrun.data import image_files
-from cnnrun.data.image_files import ImageSettings, load_image
+from cnnrun.data.image_files import ImageSettings, load_with_view
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
@@ -36,7 +36,7 @@ SIZE = (10, 12)
 
 
 def load(path: Path, channels: int = 3, **settings) -> np.ndarray:
-    return load_image(path, SIZE, channels, ImageSettings(**settings))
+    return load_with_view(path, SIZE, channels, ImageSettings(**settings))[0]
 
 
 def png(width: int, height: int, body: bytes, bits: int = 8, kind: int = 2) -> bytes:
@@ -62,11 +62,11 @@ from pathlib import Path
 import PIL.PngImagePlugin
 from PIL import Image as Pil
 from cnnrun.base.errors import DataError
-from cnnrun.data.image_files import ImageSettings, load_image
+from cnnrun.data.image_files import ImageSettings, load_with_view
 Pil.new("RGB", (9, 9))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    load_image(Path(sys.argv[1]), (8, 8), 3, ImageSettings())
+    load_with_view(Path(sys.argv[1]), (8, 8), 3, ImageSettings())
 except DataError as error:
     print(error)
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image as Pil
 
 from cnnrun.base.errors import DataError
-from cnnrun.data.image_files import ImageSettings, load_image
+from cnnrun.data.image_files import ImageSettings, load_with_view
 from tests.support.images import save_picture
 
 SIZE = (10, 12)
 
 
 def load(path, channels=3, **settings):
-    return load_image(path, SIZE, channels, ImageSettings(**settings))
+    return load_with_view(path, SIZE, channels, ImageSettings(**settings))[0]
 
 
 def png_header(width: int, height: int) -> bytes:

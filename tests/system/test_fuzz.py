@@ -182,9 +182,9 @@ def _calibrations(run: Path) -> object:
 
 
 def _image(path: Path) -> object:
-    from cnnrun.data.image_files import ImageSettings, load_image
+    from cnnrun.data.image_files import ImageSettings, load_with_view
 
-    return load_image(path, (8, 8), 1, ImageSettings())
+    return load_with_view(path, (8, 8), 1, ImageSettings())[0]
 
 
 @pytest.mark.parametrize("name", PARSERS)

@@ -11,7 +11,8 @@ from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import View
 from cnnrun.contracts.target_kind import IGNORED
-from cnnrun.data.image_files import ImageSettings, compute_view, fit_mask
+from cnnrun.data.image_files import ImageSettings, compute_view
+from cnnrun.data.mask_files import fit_mask
 from cnnrun.tasks.intervals import confidence_intervals
 from cnnrun.tasks.segmentation.network import SegmentationCriterion
 from cnnrun.tasks.segmentation.overlaps import Overlaps, count_pixels

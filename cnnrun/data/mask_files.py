@@ -1,0 +1,43 @@
+"""Reading of mask files: one value per pixel, grey or by a palette, fitted to the network's input as images are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun.contracts.layer import HeightWidth
+from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
+from cnnrun.data.image_files import (
+    DecodedImage,
+    ImageRefusedError,
+    ImageSettings,
+    open_image,
+    resize_to_fit,
+    turn_upright,
+)
+
+
+def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSettings) -> DecodedImage:
+    """Decode a mask of grey values or palette indices to class indices. Call it within `image_errors`."""
+    from PIL import Image as Pil
+
+    with open_image(data, settings) as (image, orientation):
+        if image.mode not in ("1", "L", "P"):
+            raise ImageRefusedError(f"a mask needs one value per pixel, grey or by a palette; it has {image.mode}")
+        values = np.asarray(turn_upright(image, orientation)).astype(np.uint8)
+        classes = np.asarray(class_of_value, np.uint8)[values]
+        if UNKNOWN in classes:
+            value = int(values[classes == UNKNOWN].min())
+            raise ImageRefusedError(f"the mask has the value {value}, which is no class; see values and ignore")
+        return DecodedImage(Pil.fromarray(classes), image.format, image.mode, orientation)
+
+
+def fit_mask(image: Any, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
+    """Fit a mask as `fit_image` fits its image, by nearest pixels: uint8 [H, W, 1]; padding is ignored."""
+    from PIL import Image as Pil
+
+    ignoring = settings.model_copy(update={"background": IGNORED})
+    return np.asarray(resize_to_fit(image, size, ignoring, Pil.Resampling.NEAREST), dtype=np.uint8)[:, :, None]
