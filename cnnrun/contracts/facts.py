@@ -1,4 +1,4 @@
-"""DataFacts about the data, measured once: classes, image shape, pixel statistics, counts."""
+"""Facts about the data, measured once: classes, image shape, pixel statistics, counts."""
 
 from __future__ import annotations
 

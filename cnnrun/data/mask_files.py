@@ -19,6 +19,9 @@ from cnnrun.data.image_files import (
     turn_upright,
 )
 
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_SCALE_OF_BIT_DEPTH = {2: 85, 4: 17}  # Pillow scales the grey values of such PNG files to 0..255
+
 
 def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSettings) -> DecodedImage:
     """Decode a mask of grey values or palette indices to class indices. Call it within `image_errors`."""
@@ -26,8 +29,10 @@ def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSetti
 
     with open_image(data, settings) as (image, orientation):
         if image.mode not in ("1", "L", "P"):
-            raise ImageRefusedError(f"a mask needs one value per pixel, grey or by a palette; it has {image.mode}")
+            raise ImageRefusedError(f"a mask needs grey values of 8 bits, or a palette; it has {image.mode}")
         values = np.asarray(turn_upright(image, orientation)).astype(np.uint8)
+        if image.mode == "L" and data.startswith(_PNG_START):
+            values //= _SCALE_OF_BIT_DEPTH.get(data[24], 1)
         classes = np.asarray(class_of_value, np.uint8)[values]
         if UNKNOWN in classes:
             value = int(values[classes == UNKNOWN].min())

@@ -1,7 +1,7 @@
 """The whole config, and everything that needs all of it: schema, cross-checks, assembly, training, resuming, init.
 
-`config_file.read_config` reads a config; `assemble` builds data, network and job from it. The packages below see only
-their own sections. Imports `training` and the packages below it.
+`config_file.read_config` reads a config; `assemble` builds data, network and training setup from it. The packages below
+see only their own sections. Imports `training` and the packages below it.
 """
 
 __all__ = [

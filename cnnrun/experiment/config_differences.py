@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cnnrun.base.error_lines import truncate_lines
@@ -59,7 +60,9 @@ def describe_differences(first: Experiment, second: Experiment, first_name: str,
 
 
 def _format_value(value: object) -> str:
-    """Format the value of a setting; None and a setting that is absent read the same."""
+    """Format the value of a setting; None and a setting that is absent read the same, as do kinds without settings."""
+    if value in ({}, []):
+        return "given"
     return "not set" if value is None else escape(str(value))
 
 
@@ -69,12 +72,19 @@ def list_differences(first: Experiment, second: Experiment) -> list[tuple[str, o
     A setting that is absent from a config has the value None.
     """
     a, b = (_flatten(experiment.model_dump(mode="json", by_alias=True), "") for experiment in (first, second))
+    # `model` is a list, or a mapping with the list and `weights`: a layer has one name in both.
+    a, b = ({re.sub(r"^model\.layers\[", "model[", key): leaf for key, leaf in leaves.items()} for leaves in (a, b))
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _WITHOUT_EFFECT)
     return [(key, a.get(key), b.get(key)) for key in keys]
 
 
 def _flatten(value: object, path: str) -> dict[str, object]:
-    """Every value inside `value`, by its path: `train.epochs`, `model[0].conv.out_channels`."""
+    """Every value inside `value`, by its path: `train.epochs`, `model[0].conv.out_channels`.
+
+    Empty mappings and lists are values: `activation: {relu: {}}` differs from `activation: {gelu: {}}`.
+    """
+    if not value:
+        return {path: value}
     if isinstance(value, dict):
         children = {f"{path}.{key}" if path else key: child for key, child in value.items()}
     elif isinstance(value, list):

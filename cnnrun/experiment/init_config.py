@@ -62,6 +62,7 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
     experiment = parse_config(text, str(path))
     built = build_checked_network(experiment, dataset.facts)  # the config must pass `cnnrun check`
     write_text(path, text)
+    step_seconds = choice.epochs * len(dataset.splits["train"]) / choice.images_per_second
     return {
         "path": str(path),
         "size": list(choice.size),
@@ -70,7 +71,7 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
         "epochs": choice.epochs,
         "batch": choice.batch,
         "images_per_second": round(choice.images_per_second),
-        "minutes": round(choice.epochs * len(dataset.splits["train"]) / choice.images_per_second / 60, 1),
+        "minutes": round(step_seconds / _STEP_TIME_SHARE / 60, 1),
         **findings,
     }
 

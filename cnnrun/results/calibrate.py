@@ -35,11 +35,11 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
     """
     require_package("scipy", "stats", "calibrate")
     experiment, trained = open_trained(run, runs, device, with_calibration=False)
-    split_name, data = prepare_eval_data(experiment, trained, "val")
-    outputs, targets = _outputs(trained, data.splits[split_name], experiment.train.batch)
     if (calibration := trained.task.calibration) is None:
         kind = trained.task.kind
         raise ConfigError(f"{kind}: this network gives no probabilities, so there is nothing to calibrate")
+    split_name, data = prepare_eval_data(experiment, trained, "val")
+    outputs, targets = _outputs(trained, data.splits[split_name], experiment.train.batch)
 
     def nll(temperature: float) -> float:
         value = calibration.negative_log_likelihood(outputs, targets, temperature)

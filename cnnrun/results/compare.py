@@ -16,6 +16,7 @@ from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.results import Measurement
+from cnnrun.contracts.source import Masks
 from cnnrun.data.targets import target_codes
 from cnnrun.experiment.config_differences import describe_differences
 from cnnrun.experiment.open_run import MeasuredRun, find_run, measure_run, read_run_config
@@ -154,12 +155,23 @@ def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:
         target_codes(examples.source.targets, examples.source.objects, len(examples.source))[examples.source_rows]
         for examples in (first_examples, other_examples)
     ]
-    if not torch.equal(*codes):
+    if not torch.equal(*codes) or not _have_equal_masks(first_examples.source.masks, other_examples.source.masks):
         return "the images have different targets"
     pixels = [examples.source.images for examples in (first_examples, other_examples)]
     if isinstance(pixels[0], np.ndarray) and not np.array_equal(pixels[0], np.asarray(pixels[1])):
         return "the arrays hold different pixels"
     return None
+
+
+def _have_equal_masks(first: Masks | None, other: Masks | None) -> bool:
+    """Return whether masks are the same arrays, or the same files, read by the same values."""
+    if first is None or other is None:
+        return first is other
+    if first.class_of_value != other.class_of_value or len(first.images) != len(other.images):
+        return False
+    if isinstance(first.images, np.ndarray) or isinstance(other.images, np.ndarray):
+        return np.array_equal(np.asarray(first.images), np.asarray(other.images))
+    return all(first.sample_name(index) == other.sample_name(index) for index in range(len(first.images)))
 
 
 def _describe_key_difference(first_key: list[Any], other_key: list[Any]) -> str:

@@ -69,6 +69,8 @@ def predict_paths(
         raise ConfigError(f"--draw needs a network whose predictions have a place; {trained.task.kind} has none")
     if output.masks and not predicting.has_class_maps:
         raise ConfigError(f"--masks needs a network with a class for each pixel; {trained.task.kind} has none")
+    if output.draw and output.masks and output.draw.resolve() == output.masks.resolve():
+        raise ConfigError(f"--draw and --masks {output.masks}: would replace each other's files; give two folders")
     thresholds = choose_thresholds(predicting.thresholds(trained.choices), output.scores)
     if coco and (coco.exists() or not coco.parent.is_dir()):
         raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")

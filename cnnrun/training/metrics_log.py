@@ -110,7 +110,8 @@ class MetricsLog:
         try:
             if self._board is None:
                 # Opened at its first use, after the first step: importing TensorBoard takes a second.
-                self._board = EventFile(self._run, self._step)
+                # The points of the checkpoint's own step stay: they are not logged again.
+                self._board = EventFile(self._run, self._step + 1)
             add(self._board)
         except InterruptionError:
             raise

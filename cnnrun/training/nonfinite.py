@@ -22,7 +22,8 @@ def first_nonfinite(learner: Learner, batch: Batch, bad_images: list[str], loss_
 
     `bad_images` are the names of images that are not finite themselves.
     """
-    layer = _first_layer(learner.active_network, batch)  # first, because synchronised norms need all ranks
+    with learner.autocast():  # a layer may overflow in the config's precision alone
+        layer = _first_layer(learner.active_network, batch)  # first, because synchronised norms need all ranks
     if bad_images:
         return 0, f"the image {join_names(bad_images, 8)}"
     if layer:

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from tests.support.configs import TINY
+from cnnrun.experiment.config_differences import list_differences
+from tests.support.configs import TINY, tiny_experiment
 
 COMMANDS = {
     "eval": ["eval", "CONFIG"],
@@ -23,6 +24,7 @@ CHANGES = {
     "split": (("val: 0.2", "val: 0.3"), "data.split.val is 0.3, but 0.2 in runs/tiny/1"),
     "pictures": (("data: {", "data: {image: {background: 0}, "), "data.image.background"),
     "model": (("out_channels: 4", "out_channels: 8"), "out_channels is 8, but 4 in runs/tiny/1"),
+    "activation": (("batch, activation: relu", "batch, activation: gelu"), "gelu is given, but not set in runs/tiny/1"),
     "task": (("task: classify", "task: {classify: {top_k: 3}}"), "task.classify.top_k"),
 }
 
@@ -79,3 +81,26 @@ def test_the_newest_run_has_the_largest_number(run, run_cli):
     os.utime(run.parent / "9" / "config.yaml", (4e9, 4e9))  # copying a run may change its times
     assert "using runs/tiny/10\n" in run_cli("eval", "tiny.yaml")[2]
     assert "using runs/tiny/10\n" in run_cli("eval")[2]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("model[0].conv.activation=relu", "model[0].conv.activation=gelu"),
+        ("model[1]=global_avg_pool", "model[1]=global_max_pool"),
+        ("train.sampler=uniform", "train.sampler=balanced"),
+        ("data.augment={}", "data.augment={flip: horizontal}"),
+    ],
+)
+def test_kinds_without_settings_differ(first, second):
+    one, other = tiny_experiment(first), tiny_experiment(second)
+    assert list_differences(one, other)
+    assert not list_differences(one, tiny_experiment(first))
+
+
+def test_layers_have_one_name_with_and_without_weights(tmp_path):
+    layers = "[{conv: {out_channels: 4}}, flatten, {linear: 3}]"
+    bare = tiny_experiment(f"model={layers}")
+    loaded = tiny_experiment(f"model={{weights: {tmp_path}/w.safetensors, layers: {layers}}}")
+    keys = [key for key, *_ in list_differences(bare, loaded)]
+    assert keys == ["model.weights"]

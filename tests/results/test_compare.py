@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cnnrun.base.errors import CheckpointError
+from cnnrun.base.file_sequences import Files
+from cnnrun.contracts.source import Masks
 from cnnrun.experiment import config_file
 from cnnrun.results import compare
 from cnnrun.results.studies.train_run import train_run
@@ -75,3 +78,16 @@ def test_a_run_without_a_checkpoint_is_at_step_0(runs, tmp_path):
     shutil.rmtree(tmp_path / "2" / "checkpoints")
     with pytest.raises(CheckpointError, match=r"2: unfinished \(step 0 of "):
         compare.compare_runs([runs / "1", tmp_path / "2"], runs.parent, CPU, None)
+
+
+def test_masks_are_equal_if_files_and_values_are():
+    table = tuple(range(256))
+    files, others = Files([b"masks/a.png", b"masks/b.png"]), Files([b"masks/a.png", b"other/b.png"])
+    pixels = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    assert compare._have_equal_masks(None, None)
+    assert compare._have_equal_masks(Masks(files, table), Masks(files, table))
+    assert compare._have_equal_masks(Masks(pixels, table), Masks(pixels.copy(), table))
+    assert not compare._have_equal_masks(Masks(files, table), None)
+    assert not compare._have_equal_masks(Masks(files, table), Masks(others, table))
+    assert not compare._have_equal_masks(Masks(files, table), Masks(files, table[::-1]))
+    assert not compare._have_equal_masks(Masks(pixels, table), Masks(pixels + 1, table))

@@ -80,3 +80,20 @@ def test_a_layer_is_taken_by_name_from_the_zoo(run_cli, tmp_path):
     code, _, error = run_cli("check", config, "task={segment: merged9}")
     assert code == 2
     assert "no layer 'merged9' in the model" in error
+
+
+def test_masks_and_drawings_need_two_folders(of_each_task, run_cli, tmp_path):
+    words = ["--masks", tmp_path / "out", "--draw", tmp_path / "." / "out"]
+    code, _, error = run_cli("predict", tmp_path, "--run", of_each_task["segment"], *words)
+    assert code == 2
+    assert "would replace each other's files; give two folders" in error
+
+
+def test_a_segmentation_is_not_calibrated_and_reads_no_data(of_each_task, run_cli, monkeypatch):
+    def read(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr("cnnrun.results.calibrate.prepare_eval_data", read)
+    code, _, error = run_cli("calibrate", of_each_task["segment"])
+    assert code == 2
+    assert "nothing to calibrate" in error

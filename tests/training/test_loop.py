@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.choices import Choices
@@ -25,6 +26,7 @@ from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Learner
+from cnnrun.training.metrics_log import MetricsLog
 from cnnrun.training.run_folder import hold_run
 from cnnrun.training.settings import Train
 from cnnrun.training.setup import TrainingSetup
@@ -316,6 +318,20 @@ def test_tensorboard_has_curves_images_and_the_confusion_matrix(trained_run):
     assert {"val/accuracy", "train/loss", "train/lr", "time/images_per_second"} <= set(events.Tags()["scalars"])
     assert {"train/pictures", "val/confusion"} <= set(events.Tags()["images"])
     assert len(events.Scalars("val/accuracy")) == 12
+
+
+def test_tensorboard_keeps_the_points_of_the_step_from_which_a_run_resumes(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = MetricsLog(Folder(tmp_path))
+    for step in (1, 2, 3):
+        first.record(step, {"train/loss": float(step)})
+    first.close()
+    resumed = MetricsLog(Folder(tmp_path), 2)
+    resumed.record(3, {"train/loss": 33.0})
+    resumed.close()
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 2.0), (3, 33.0)]
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ Value = Annotated[int, Field(ge=0, le=255)]
 class MaskFolders(SourceSpec):
     """`images/1.jpg` and `masks/1.png`: a mask has the name of its image, in any image format that keeps its values.
 
-    If both folders have the folders train, val or test, these are the splits; otherwise `data.split` divides them.
+    If the folder of images has folders named train, val or test, these are the splits, and the folder of masks must
+    have the same; otherwise `data.split` divides the images.
     """
 
     kind = "masks"
@@ -48,7 +49,7 @@ class MaskFolders(SourceSpec):
         if len(values) != len(self.classes):
             raise ValueError(f"values has {len(values)} numbers; there are {len(self.classes)} classes")
         if len(set(values)) < len(values) or (set(values) & set(self.ignore)):
-            raise ValueError("a value is used twice, among values and ignore")
+            raise ValueError("a value is used twice, among values and ignore (255 unless given); ignore: [] for none")
         return self
 
     def _class_values(self) -> list[int]:
@@ -63,7 +64,13 @@ class MaskFolders(SourceSpec):
         for folder in (images, masks):
             if not folder.is_dir():
                 raise DataError(f"{escape(str(folder))}: no such folder")
-        names = {name: folder for folder in _subfolders(images) if (name := parse_split_name(folder.name))}
+        names: dict[str, Path] = {}
+        for folder in _subfolders(images):
+            if name := parse_split_name(folder.name):
+                if name in names:
+                    both = f"{names[name].name} and {folder.name}"
+                    raise DataError(f"{escape(str(images))}: both {both} are {name} folders")
+                names[name] = folder
         if names and "train" not in names:
             raise DataError(f"{escape(str(images))}: has {', '.join(names)} but no train folder")
         pairs = {name: (folder, masks / folder.name) for name, folder in names.items()} or {"train": (images, masks)}

@@ -141,6 +141,8 @@ def check_shuffled_labels(bench: SelftestContext) -> CheckResult:
 
 def _shuffle_labels(examples: Examples) -> Examples:
     order = permutation(1, 0, len(examples))
+    if examples.masks is not None:  # read by the index in the source
+        return replace(examples, source_rows=examples.source_rows[order])
     targets = {name: values[order] for name, values in examples.targets.items()}
     objects = None if examples.objects is None else examples.objects.select(order)
     return replace(examples, targets=targets, objects=objects)

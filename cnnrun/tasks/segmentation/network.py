@@ -27,11 +27,12 @@ class SegmentationHead(nn.Module):
 
 
 class SegmentationCriterion(Criterion):
-    """Cross-entropy, a mean over an image's pixels, and Dice loss (Milletari et al. 2016), a mean over its classes.
+    """Cross-entropy, a mean over an image's pixels, and Dice loss, a mean over its classes.
 
     Both are means over images, so that a batch split into micro-batches has the same loss. The Dice loss of a class is
-    1 - 2 * sum(p * t) / (sum(p) + sum(t)) over the image's pixels; only classes that the image shows count. Pixels to
-    ignore take part in neither. An image without other pixels has no loss.
+    1 - 2 * sum(p * t) / (sum(p) + sum(t)) over the image's pixels: that of Milletari et al. (2016) without its squares.
+    Only classes that the image shows count. Pixels to ignore take part in neither. An image without other pixels has
+    no loss.
     """
 
     def __init__(self, dice_weight: float) -> None:

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 def count_pixels(predicted_BHW: Tensor, true_BHW: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels of each image by true and predicted class, [B, K, K], and by class in total; ignored ones are left out.
+    """Count the pixels of each class in each image, and the confusion matrix; pixels to ignore are left out.
 
     Returns the pixels that are (in both, predicted, true) of each class, int64 [B, 3, K], and the confusion matrix of
     all images, int64 [K, K].

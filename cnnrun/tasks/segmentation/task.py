@@ -34,7 +34,7 @@ class SegmentMeter:
     """Meter of mean IoU, mean Dice and pixel accuracy, of each class's, and of the confusion matrix of pixels."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        self._classes, self._batches, self._confusion_KK = classes, BatchTensors(), torch.zeros(())
+        self._classes, self._batches, self._confusion_KK = classes, BatchTensors(), torch.zeros((), dtype=torch.int64)
 
     def update(self, results: Results, targets: Targets) -> None:
         counts_B3K, confusion_KK = count_pixels(results["mask"], targets["masks"], len(self._classes))
@@ -43,7 +43,7 @@ class SegmentMeter:
 
     def compute(self, tables: bool = True) -> Measurement:
         overlaps = Overlaps(self._batches.concatenate()["counts"].astype(np.float64))
-        metrics, matrices = overlaps.metrics(), {"confusion": self._confusion_KK.long().tolist()}
+        metrics, matrices = overlaps.metrics(), {"confusion": self._confusion_KK.tolist()}
         if not tables:
             return Measurement(metrics, matrices=matrices)
         return Measurement(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cnnrun.base.errors import DataError
@@ -15,6 +18,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.masks import MaskFolders
+from cnnrun.results.studies.selftest import _shuffle_labels
 
 
 @pytest.fixture
@@ -42,8 +46,6 @@ def read(data: Data):
 
 def masks_of(dataset, split: str) -> dict[str, np.ndarray]:
     """The masks of a split by the names of their images."""
-    import torch
-
     samples = dataset.splits[split]
     masks = samples.batch_targets(torch.arange(len(samples)), torch.device("cpu"))["masks"].numpy()
     return {Path(samples.sample_name(index)).stem: mask for index, mask in enumerate(masks)}
@@ -119,7 +121,10 @@ def test_a_mask_of_no_image_is_reported(root, capsys):
     ("spoil", "words"),
     [
         (lambda path: Image.new("L", (12, 8), 7).save(path), "the mask has the value 7, which is no class"),
-        (lambda path: Image.new("RGB", (12, 8)).save(path), "a mask needs one value per pixel, grey or by a palette"),
+        (
+            lambda path: Image.new("RGB", (12, 8)).save(path),
+            "needs grey values of 8 bits, or a palette; it has RGB",
+        ),
         (lambda path: Image.new("L", (6, 4)).save(path), "masks/3.png: is 6x4 pixels; its image is 12x8"),
         (lambda path: path.write_bytes(b"no mask"), "masks/3.png: not an image"),
     ],
@@ -175,3 +180,50 @@ def test_the_masks_of_digit_scenes_show_their_digits():
                 assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
                 outside[y1:y2, x1:x2] = 0
         assert not outside.any()
+
+
+def test_two_folders_of_one_split_are_refused(root):
+    for folder in ("train", "val", "valid"):
+        (root / "images" / folder).mkdir()
+    with pytest.raises(DataError, match="both val and valid are val folders"):
+        read(data_of(root))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_png_files_of_few_bits_keep_their_values(root, bits):
+    values = np.arange(96, dtype=np.uint8).reshape(8, 12) % 3
+    write_grey_png(root / "masks" / "3.png", values, bits)
+    masks = [masks_of(read(data_of(root)), split) for split in ("train", "val")]
+    assert ((masks[0] | masks[1])["3"] == values).all()
+
+
+def write_grey_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """Write a grey PNG of a bit depth that Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape
+    digits = np.unpackbits(values[:, :, None], axis=2)[:, :, 8 - bits :].reshape(height, width * bits)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(digits, axis=1))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_a_grey_mask_of_16_bits_is_refused(root):
+    Image.fromarray(np.zeros((8, 12), np.uint16)).save(root / "masks" / "3.png")
+    with pytest.raises(DataError, match="a mask needs grey values of 8 bits, or a palette; it has I;16"):
+        read(data_of(root))
+
+
+def test_the_selftest_shuffles_masks(root):
+    examples = read(data_of(root)).splits["train"]
+    index = torch.arange(len(examples))
+    true, shuffled = (
+        each.batch_targets(index, torch.device("cpu"))["masks"] for each in (examples, _shuffle_labels(examples))
+    )
+    assert sum(bool((mask == other).all()) for mask, other in zip(true, shuffled, strict=True)) < 4
+    assert sorted(mask.tolist() for mask in true) == sorted(mask.tolist() for mask in shuffled)
+    images = [each.load_images(index) for each in (examples, _shuffle_labels(examples))]
+    assert torch.equal(*images)

@@ -87,6 +87,13 @@ def test_intervals_are_over_images_and_hold_the_metric():
     assert np.std(draws) > 0.02
 
 
+def test_the_confusion_matrix_counts_more_pixels_than_float32_can():
+    mask = torch.zeros((1, 4097, 4099), dtype=torch.uint8)
+    meter = TASK.measuring.build_meter(Choices())
+    meter.update({"mask": mask}, {"masks": mask})
+    assert meter.compute(tables=False).matrices["confusion"][0][0] == 4097 * 4099
+
+
 def test_metrics_of_masks_to_ignore_alone_are_undefined():
     predicted, true = draw_masks(40, 7)
     true[:] = IGNORED
