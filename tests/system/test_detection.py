@@ -297,11 +297,11 @@ def test_invalid_detection_configs_are_refused_at_their_position(override, where
     assert any(where in line and words in line for line in refused.value.lines), refused.value.lines
 
 
-@pytest.mark.parametrize("setting", ["mosaic=0.5", "crop={safe: true}"])
-def test_box_augmentations_are_refused_without_boxes(setting):
+@pytest.mark.parametrize(("setting", "needed"), [("mosaic=0.5", "boxes or masks"), ("crop={safe: true}", "boxes")])
+def test_box_augmentations_are_refused_without_boxes(setting, needed):
     from tests.support.configs import TINY
 
-    with pytest.raises(ConfigError, match="needs boxes, which classify does not have; remove the line"):
+    with pytest.raises(ConfigError, match=f"needs {needed}, which classify does not have; remove the line"):
         config_file.parse_config(TINY, "tiny.yaml", [f"data.augment.{setting}"])
 
 
