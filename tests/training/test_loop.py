@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -320,9 +322,11 @@ def test_tensorboard_has_curves_images_and_the_confusion_matrix(trained_run):
     assert len(events.Scalars("val/accuracy")) == 12
 
 
-def test_tensorboard_keeps_the_points_of_the_step_from_which_a_run_resumes(tmp_path):
+def test_tensorboard_keeps_the_points_of_the_step_from_which_a_run_resumes(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    seconds = itertools.count(1_000_000_000)  # files are read in the order of their time, in whole seconds
+    monkeypatch.setattr("cnnrun.training.event_file.time", SimpleNamespace(time=lambda: next(seconds)))
     first = MetricsLog(Folder(tmp_path))
     for step in (1, 2, 3):
         first.record(step, {"train/loss": float(step)})
