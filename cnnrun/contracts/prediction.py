@@ -21,7 +21,7 @@ class CaptionedBox:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What to draw onto an image: boxes, and a class for each pixel, uint8 [H, W], whose `IGNORED` pixels stay."""
+    """Drawing to lay over an image: boxes, and a class for each pixel, uint8 [H, W], whose `IGNORED` pixels stay."""
 
     boxes: Sequence[CaptionedBox] = ()
     class_map: NDArray[np.uint8] | None = None
@@ -51,7 +51,7 @@ class Prediction:
         raise NotImplementedError
 
     def overlay(self) -> Overlay | None:
-        """What to draw onto the image, or None."""
+        """Overlay to draw onto the image, or None."""
         return None
 
     def class_map(self) -> NDArray[np.uint8] | None:

@@ -112,7 +112,7 @@ class BadBox:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the box, with its coordinates or the box that it repeats."""
+        """Problem of the box, with its coordinates or the box that it repeats."""
         return f"{self.kind} {self.details}"
 
     @property

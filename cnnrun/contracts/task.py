@@ -1,4 +1,4 @@
-"""What the config says about a task (`TaskSpec`), and the task bound to the facts of its data (`Task`).
+"""A task as the config says it (`TaskSpec`), and the task bound to the facts of its data (`Task`).
 
 A task is made of parts; everything else in cnnrun works with the parts. A part that a task lacks is None.
 """
@@ -26,7 +26,7 @@ from cnnrun.contracts.task_parts import (
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a task requires of the other sections of a config; it is known before the data is read."""
+    """Requirements of a task on the other sections of a config; it is known before the data is read."""
 
     feature_layers: Sequence[str] = ()
     """Names of the layers whose outputs the head takes; empty for the output of the last layer."""
@@ -62,7 +62,7 @@ class Task:
 
     @property
     def requirements(self) -> Requirements:
-        """What the task requires of the config."""
+        """Requirements of the task on the config."""
         return self.spec.requirements()
 
     def measures_same(self, other: Task) -> bool:

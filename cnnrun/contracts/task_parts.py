@@ -59,7 +59,7 @@ class Criterion(nn.Module):
 
 
 class Learning:
-    """What a training needs of a task: the head, the loss, and the targets of mixed images."""
+    """Parts of a task that a training needs: the head, the loss, and the targets of mixed images."""
 
     def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
         """Build the head, which maps features of `in_shapes`, one argument each, to raw outputs. Raises ShapeError."""
@@ -82,7 +82,7 @@ class Learning:
 
 
 class Measuring:
-    """How results are measured against targets."""
+    """Measurement of results against targets."""
 
     def build_meter(self, choices: Choices) -> Meter:
         """Build an empty meter for a network with these choices."""
@@ -102,7 +102,7 @@ class Measuring:
 
 
 class Predicting:
-    """How raw outputs become results, and results become predictions."""
+    """Steps from raw outputs to results, and from results to predictions."""
 
     has_objects: bool = False
     """True if predictions are objects with scores, which can be filtered by score and written as COCO's results."""
@@ -145,7 +145,7 @@ class Predicting:
 
 
 class Showing:
-    """What people are shown of targets, of the data, and of how a result came about."""
+    """Texts, drawings and scores that show people the targets, the data, and how a result came about."""
 
     has_overlays: bool = False
     """True if targets can be drawn onto their images."""
@@ -155,7 +155,7 @@ class Showing:
         raise NotImplementedError
 
     def target_overlays(self, targets: Targets) -> list[Overlay]:
-        """What to draw onto each sample's image for its targets; only if `has_overlays`."""
+        """Overlay of each sample's targets on its image; only if `has_overlays`."""
         raise NotImplementedError
 
     def data_notes(self) -> list[str]:
@@ -215,7 +215,7 @@ class AssignedCell:
 
 
 class CellAssignment:
-    """Which cells of the head learn which object."""
+    """Assignment of the head's cells to the objects that they learn."""
 
     def assigned_cells(self, outputs: Tensor, targets: Targets) -> list[AssignedCell]:
         """Cells of the first sample that are assigned to objects."""
