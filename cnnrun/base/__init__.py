@@ -22,6 +22,7 @@ __all__ = [
     "ranks",
     "signals",
     "standard_streams",
+    "threads",
     "torchrun",
     "user_paths",
 ]
