@@ -12,7 +12,7 @@ from cnnrun.config.messages import did_you_mean
 from cnnrun.config.spec import Kind, Spec, union_members
 from cnnrun.data.augment.settings import Augment, Crop, TrivialAugment
 from cnnrun.data.epoch_order import Sampler
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.sources import Source
 from cnnrun.experiment.schema import Experiment

@@ -15,6 +15,7 @@ __all__ = [
     "guess_source",
     "image_files",
     "image_paths",
+    "image_settings",
     "index",
     "manifest",
     "prepare",

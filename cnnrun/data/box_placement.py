@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cnnrun.contracts.layer import HeightWidth, Shape
 from cnnrun.contracts.objects import ObjectTable
-from cnnrun.data.image_files import ImageSettings, compute_view
+from cnnrun.data.image_geometry import compute_view
+from cnnrun.data.image_settings import ImageSettings
 
 
 def map_boxes_to_input(

@@ -18,16 +18,10 @@ from cnnrun.base.errors import DataError, NoAnswerError, UnreadableFileError
 from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.layer import HeightWidth, Shape
 from cnnrun.contracts.source import Masks, Split
-from cnnrun.data.image_files import (
-    DecodedImage,
-    ImageSettings,
-    decode_image,
-    fit_image,
-    image_errors,
-    image_from_pixels,
-    read_image_bytes,
-)
+from cnnrun.data.image_files import decode_image, image_errors, image_from_pixels, read_image_bytes
+from cnnrun.data.image_geometry import DecodedImage, fit_image
 from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.mask_files import decode_mask, fit_mask
 
 DEFAULT_TIMEOUT = 120.0  # seconds
@@ -149,13 +143,13 @@ class Decoder:
                 data = read_image_bytes(name if isinstance(images, Files) else images[index], self._expected(index))
                 decoded = self._decode_bytes(data)
             fit = fit_mask if isinstance(self.split, Masks) else fit_image
-            pixels_HWC = fit(decoded.pillow_image, self._size, self.image_settings)
+            pixels_HWC = fit(decoded, self._size, self.image_settings)
             return pixels_HWC.transpose(2, 0, 1), data, decoded
 
     def _decode_bytes(self, data: bytes) -> DecodedImage:
         if isinstance(self.split, Masks):
             return decode_mask(data, self.split.class_of_value, self.image_settings)
-        return decode_image(data, self.shape[0], self.image_settings)
+        return decode_image(data, self.shape[0], self.image_settings, self._size)
 
     def _expected(self, index: int) -> tuple[int, int] | None:
         """Size and time of an image's file when it was listed."""

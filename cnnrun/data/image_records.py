@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.data.image_files import FORMAT_SUFFIXES, DecodedImage
+from cnnrun.data.image_files import FORMAT_SUFFIXES
+from cnnrun.data.image_geometry import DecodedImage
 
 # An image's thumbnail for the search for near duplicates: its grey values at THUMB_SIDE x THUMB_SIDE. Larger thumbnails
 # keep details that resizing a small image destroys (on 28 x 28 images, 16 x 16 finds a quarter of what 8 x 8 finds at
@@ -49,7 +50,7 @@ def fill_record(row: Any, name: str, data: bytes, decoded: DecodedImage, fitted_
     """Fill a row of RECORD for one image, except its pixel sums. `data` is empty if the image comes from no file."""
     row["file_hash"] = digest(data) if data else 0
     row["pixel_hash"] = digest(fitted_CHW.tobytes())
-    row["width"], row["height"] = decoded.pillow_image.size
+    row["height"], row["width"] = decoded.size
     row["format"], row["mode"], row["orientation"] = decoded.format, decoded.mode, decoded.orientation
     row["peak"] = decoded.peak
     row["thumbnail"] = grey_thumbnail(decoded.pillow_image)

@@ -19,7 +19,7 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import SourceContents, SourceSpec, Split
 from cnnrun.data.class_names import check_class_names, implausible_class_names, quote_names, similar_names
 from cnnrun.data.hold_out import hold_out_classes, hold_out_samples, label_combinations
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.targets import count_classes, flatten_targets, labels_or_zeros, measure_numbers, select_targets
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
-from cnnrun.data.image_files import (
-    DecodedImage,
-    ImageRefusedError,
-    ImageSettings,
-    open_image,
-    resize_to_fit,
-    turn_upright,
-)
+from cnnrun.data.image_files import open_image
+from cnnrun.data.image_geometry import DecodedImage, resize_to_fit, turn_upright, upright_size
+from cnnrun.data.image_settings import ImageRefusedError, ImageSettings
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _SCALE_OF_BIT_DEPTH = {2: 85, 4: 17}  # Pillow scales the grey values of such PNG files to 0..255
@@ -37,12 +31,13 @@ def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSetti
         if UNKNOWN in classes:
             value = int(values[classes == UNKNOWN].min())
             raise ImageRefusedError(f"the mask has the value {value}, which is no class; see values and ignore")
-        return DecodedImage(Pil.fromarray(classes), image.format, image.mode, orientation)
+        size = upright_size(image, orientation)
+        return DecodedImage(Pil.fromarray(classes), size, image.format, image.mode, orientation)
 
 
-def fit_mask(image: Any, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
+def fit_mask(decoded: DecodedImage, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
     """Fit a mask as `fit_image` fits its image, by nearest pixels: uint8 [H, W, 1]; padding is ignored."""
     from PIL import Image as Pil
 
     ignoring = settings.model_copy(update={"background": IGNORED})
-    return np.asarray(resize_to_fit(image, size, ignoring, Pil.Resampling.NEAREST), dtype=np.uint8)[:, :, None]
+    return np.asarray(resize_to_fit(decoded, size, ignoring, Pil.Resampling.NEAREST), dtype=np.uint8)[:, :, None]

@@ -24,7 +24,7 @@ from cnnrun.contracts.source import BadBox, Masks, SourceContents, Split
 from cnnrun.data.cache import ProgressBar
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content_digest, list_files
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import SourceIndex, class_warnings
 from cnnrun.data.leakage import apply_leakage_policy, move_copies_together

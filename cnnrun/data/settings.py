@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.layer import Shape
 from cnnrun.data.augment.settings import Augment
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.sources import Source
 from cnnrun.data.storage import StorageSettings
 

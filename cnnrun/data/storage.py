@@ -35,10 +35,10 @@ from cnnrun.data.cache import ProgressBar
 from cnnrun.data.cached_split import CacheEntry
 from cnnrun.data.decode import DEFAULT_TIMEOUT, Decoder, ThreadedMap, processor_count, start_threads
 from cnnrun.data.file_listing import content_digest
-from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.image_records import RECORD, digest
+from cnnrun.data.image_settings import ImageSettings
 
-_DECODER_VERSION = 5  # raise it when the same file would be decoded to other pixels, or get another record
+_DECODER_VERSION = 6  # raise it when the same file would be decoded to other pixels, or get another record
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
 

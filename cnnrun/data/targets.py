@@ -17,7 +17,7 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import OBJECT, ObjectTable
 from cnnrun.contracts.source import Split
 from cnnrun.data.box_placement import map_boxes_to_input
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 
 
 def flatten_targets(targets: dict[str, Tensor], objects: ObjectTable | None) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from cnnrun import __version__
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.base.errors import ConfigError, ParityError
 from cnnrun.data.dataset import Examples
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.export import Format
 from cnnrun.export.parity import measure_parity, pixel_shape
 from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork

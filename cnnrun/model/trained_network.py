@@ -17,7 +17,7 @@ from cnnrun.contracts.prediction import Overlay, Prediction
 from cnnrun.contracts.results import Results, View
 from cnnrun.contracts.task import Task
 from cnnrun.contracts.task_parts import Criterion
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.model.network import Network
 
 

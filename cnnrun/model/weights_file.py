@@ -25,7 +25,7 @@ from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.stored_facts import parse_facts
 from cnnrun.contracts.task import Task
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.model import untrusted_pickle
 from cnnrun.model.network import Network
 from cnnrun.model.structures import Model

@@ -20,8 +20,9 @@ from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.contracts.prediction import Overlay, Prediction
 from cnnrun.contracts.results import Results, View
-from cnnrun.data.image_files import ImageSettings, decode_image, image_errors, load_with_view, read_image_bytes
+from cnnrun.data.image_files import decode_image, image_errors, load_with_view, read_image_bytes
 from cnnrun.data.image_paths import list_images
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.explain.figures.panels import draw_overlay
 from cnnrun.model.trained_network import TrainedNetwork

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image as Pil
 
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.objects import ObjectTable
@@ -15,7 +14,9 @@ from cnnrun.data.augment.geometry import draw_crops
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment, Crop
 from cnnrun.data.box_placement import map_boxes_to_input
-from cnnrun.data.image_files import ImageSettings, compute_view, fit_image
+from cnnrun.data.image_files import image_from_pixels
+from cnnrun.data.image_geometry import compute_view, fit_image
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.training_batches import compute_share
 
 COUNT, HEIGHT, WIDTH = 24, 48, 64
@@ -196,7 +197,9 @@ def test_boxes_follow_their_objects_through_fitting(height, width, tall, wide, f
     picture[y1:y2, x1:x2] = 255
     y2, x2 = min(y2, height), min(x2, width)
     image = ImageSettings(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
-    found = bright_box(torch.from_numpy(fit_image(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
+    found = bright_box(
+        torch.from_numpy(fit_image(image_from_pixels(picture[:, :, None], 1), (tall, wide), image)[:, :, 0].copy())
+    )
     columns = {"boxes": torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), "objects": torch.tensor([0])}
     one = ObjectTable(columns, torch.tensor([0, 1]))
     moved, _ = map_boxes_to_input(one, np.array([[height, width]]), (1, tall, wide), image)

@@ -23,7 +23,8 @@ from PIL.PngImagePlugin import PngInfo
 from cnnrun.base.errors import CheckpointError, DataError, InterruptionError
 from cnnrun.base.progress import progress_bar
 from cnnrun.data import image_files
-from cnnrun.data.image_files import ImageSettings, load_with_view
+from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
@@ -62,7 +63,8 @@ from pathlib import Path
 import PIL.PngImagePlugin
 from PIL import Image as Pil
 from cnnrun.base.errors import DataError
-from cnnrun.data.image_files import ImageSettings, load_with_view
+from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_settings import ImageSettings
 Pil.new("RGB", (9, 9))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image as Pil
 
 from cnnrun.base.errors import DataError
-from cnnrun.data.image_files import ImageSettings, load_with_view
+from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_settings import ImageSettings
 from tests.support.images import save_picture
 
 SIZE = (10, 12)

@@ -18,7 +18,7 @@ from cnnrun.config.spec import union_members
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.task import Task
 from cnnrun.contracts.task_parts import Criterion
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.experiment import open_run
 from cnnrun.export.python_file import Code, generate_code
 from cnnrun.export.python_source import SourceCollector, constructor_call

@@ -18,7 +18,7 @@ from cnnrun.config.spec import union_members
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.task_parts import Criterion
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.model.builder import Builder

@@ -8,7 +8,7 @@ import pytest
 
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.task import TaskSpec
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.model.network import build_network, materialize
 from cnnrun.model.structures import Model
 from cnnrun.model.weights_file import Weights, WeightsDescription, match_weights

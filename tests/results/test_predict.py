@@ -10,7 +10,7 @@ from PIL import Image as Pil
 from PIL import ImageColor
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.data.image_files import ImageSettings
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.explain.figures.panels import palette_colour
 from cnnrun.results.predict import PredictedFile, choose_thresholds, coco_results, overlay_drawer
 from cnnrun.tasks.classification import LabelPrediction

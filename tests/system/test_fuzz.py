@@ -182,7 +182,8 @@ def _calibrations(run: Path) -> object:
 
 
 def _image(path: Path) -> object:
-    from cnnrun.data.image_files import ImageSettings, load_with_view
+    from cnnrun.data.image_files import load_with_view
+    from cnnrun.data.image_settings import ImageSettings
 
     return load_with_view(path, (8, 8), 1, ImageSettings())[0]
 

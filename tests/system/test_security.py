@@ -173,7 +173,8 @@ def test_s4_an_onnx_file_reads_no_other_file(tmp_path):
     "data", [b"", b"GIF89a", b"%!PS-Adobe", b"<svg/>", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\xff\xd8\xff"]
 )
 def test_s5_an_invalid_image_is_refused_by_name(tmp_path, data):
-    from cnnrun.data.image_files import ImageSettings, load_with_view
+    from cnnrun.data.image_files import load_with_view
+    from cnnrun.data.image_settings import ImageSettings
 
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(UserError, match="a.png") as refused:

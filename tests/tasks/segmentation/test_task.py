@@ -11,7 +11,9 @@ from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import View
 from cnnrun.contracts.target_kind import IGNORED
-from cnnrun.data.image_files import ImageSettings, compute_view
+from cnnrun.data.image_files import image_from_pixels
+from cnnrun.data.image_geometry import compute_view
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.mask_files import fit_mask
 from cnnrun.tasks.intervals import confidence_intervals
 from cnnrun.tasks.segmentation.network import SegmentationCriterion
@@ -139,12 +141,11 @@ def test_ignored_pixels_have_no_gradient():
 @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
 def test_a_prediction_returns_to_the_pixels_of_its_image(fit):
     """A mask fitted to a network's input of three times its size comes back as it was, where the network saw it."""
-    from PIL import Image as Pil
 
     rng, settings = np.random.default_rng(0), ImageSettings(fit=fit)
     original = rng.integers(0, 4, (20, 30), dtype=np.uint8)
     size = (60, 90) if fit == "stretch" else (90, 90)
-    fitted = fit_mask(Pil.fromarray(original), size, settings)[:, :, 0]
+    fitted = fit_mask(image_from_pixels(original[:, :, None], 1), size, settings)[:, :, 0]
     found = SegmentPrediction(fitted, compute_view((20, 30), size, settings), NAMES).class_map()
     assert found.shape == original.shape
     seen = found != IGNORED
