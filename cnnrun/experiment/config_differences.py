@@ -30,7 +30,7 @@ def check_config_fits_run(config: Path, experiment: Experiment, run: Path, run_e
     """
     lines = {
         key: f"{escape(str(config))}: {key} is {_format_value(now)}, but {_format_value(before)} in {run}"
-        for key, before, now in list_differences(run_experiment, experiment.with_statistics_of(run_experiment))
+        for key, before, now in list_differences(run_experiment, experiment.with_measured_settings_of(run_experiment))
         if key != "name"
     }
     if refused := [

@@ -14,6 +14,7 @@ from cnnrun.experiment.assemble import build_setup, prepare_dataset
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_learnable
 from cnnrun.model.weights_file import Weights
+from cnnrun.training.precision import StepSize, choose_precision
 from cnnrun.training.setup import TrainingSetup
 
 
@@ -31,18 +32,28 @@ class PreparedTraining:
 
     def with_train(self, **settings: Any) -> PreparedTraining:
         """Return a copy with other settings of `train`."""
-        train = self.experiment.train.model_copy(update=settings)
-        return replace(self, experiment=self.experiment.model_copy(update={"train": train}))
+        return replace(self, experiment=self.experiment.with_train(**settings))
 
 
 def prepare_training(
-    experiment: Experiment, weights: Weights | None, ranks: Ranks | None = None, data: Dataset | None = None
+    experiment: Experiment,
+    weights: Weights | None,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    data: Dataset | None = None,
 ) -> PreparedTraining:
-    """Decode the data, unless `data` is given, and check that a training from these initial weights can begin.
+    """Decode the data, unless `data` is given, check that a training can begin, and choose its precision if it is open.
 
     Raises ConfigError, DataError or CheckpointError.
     """
+    ranks = ranks or Ranks()
     experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
     data = data or prepare_dataset(experiment)
-    check_learnable(experiment, data, weights, ranks.world_size if ranks else 1)
+    network = check_learnable(experiment, data, weights, ranks.world_size).network
+    if experiment.train.precision == "auto":
+        spec = experiment.train
+        batch = min(spec.batch, data.facts.counts["train"])
+        step = StepSize(max(1, batch // spec.accumulate // ranks.world_size), data.facts.image, device)
+        precision = ranks.broadcast(lambda: choose_precision(network, spec.freeze, step))
+        experiment = experiment.with_train(precision=precision)
     return PreparedTraining(experiment, weights, data)

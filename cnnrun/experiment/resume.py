@@ -81,7 +81,7 @@ def _find_same_config(experiment: Experiment, runs: Sequence[Path]) -> tuple[Pat
         except ConfigError as error:
             lines.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
             continue
-        if not (changes := describe_changes(earlier, experiment.with_statistics_of(earlier))):
+        if not (changes := describe_changes(earlier, experiment.with_measured_settings_of(earlier))):
             return run, lines
         lines += [f"{run} is unfinished, but {change} now" for change in changes]
     return None, lines
@@ -220,6 +220,6 @@ def find_finished_run(experiment: Experiment, runs: Path) -> Path | None:
             earlier = read_config(run / CONFIG)
         except ConfigError:
             continue
-        if not describe_changes(earlier, experiment.with_statistics_of(earlier)):
+        if not describe_changes(earlier, experiment.with_measured_settings_of(earlier)):
             return run
     return None

@@ -75,7 +75,7 @@ def train(
         earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, resume, strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
-        prepared = _prepare_run(experiment, earlier, ranks)
+        prepared = _prepare_run(experiment, earlier, device, ranks)
         run = earlier["run"] if earlier else ranks.broadcast(lambda: _create_run(prepared, runs))
         return _train_in_folder(prepared, _Start(Path(run), device, ranks, resume, strict), hooks)
 
@@ -114,15 +114,19 @@ def _create_run(prepared: PreparedTraining, runs: Path) -> str:
     return str(create_run(prepared.experiment, prepared.data, prepared.weights, runs))
 
 
-def _prepare_run(experiment: Experiment, earlier: dict[str, Any] | None, ranks: Ranks) -> PreparedTraining:
+def _prepare_run(
+    experiment: Experiment, earlier: dict[str, Any] | None, device: torch.device, ranks: Ranks
+) -> PreparedTraining:
     """Prepare the unfinished run `earlier`, or a new one; nothing is written before all checks have passed."""
     # A run that has a checkpoint no longer needs the weights it began with.
     weights = None if earlier and earlier["has_checkpoint"] else load_initial_weights(experiment)
     if earlier:
-        experiment = experiment.with_statistics_of(parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
+        experiment = experiment.with_measured_settings_of(
+            parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG))
+        )
     if earlier and weights:
         check_unchanged_weights(Path(earlier["run"]), weights)
-    prepared = prepare_training(experiment, weights, ranks)
+    prepared = prepare_training(experiment, weights, device, ranks)
     for note in [*prepared.data.notes, *class_notes(prepared.experiment, prepared.data)]:
         say(f"data: {note}")
     ranks.barrier(long_timeout=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -33,11 +33,17 @@ class Experiment(Spec):
         image = self.data.image.model_copy(update={"mean": list(facts.mean), "std": list(facts.std)})
         return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
 
-    def with_statistics_of(self, other: Experiment) -> Experiment:
-        """Return a copy in which a mean or std that is not set is the one of `other`."""
+    def with_measured_settings_of(self, other: Experiment) -> Experiment:
+        """Return a copy in which mean, std and precision, if they are left to a measurement, are those of `other`."""
         image, source = self.data.image, other.data.image
         image = image.model_copy(update={"mean": image.mean or source.mean, "std": image.std or source.std})
-        return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
+        data = self.data.model_copy(update={"image": image})
+        precision = other.train.precision if self.train.precision == "auto" else self.train.precision
+        return self.model_copy(update={"data": data}).with_train(precision=precision)
+
+    def with_train(self, **settings: Any) -> Experiment:
+        """Return a copy with other settings of `train`."""
+        return self.model_copy(update={"train": self.train.model_copy(update=settings)})
 
     def with_statistics_of_weights(self, facts: DataFacts | None) -> Experiment:
         """Return a copy in which a mean or std that is not set is the one of the initial weights' `facts`."""

@@ -14,6 +14,7 @@ __all__ = [
     "learner",
     "loop",
     "optimizers",
+    "precision",
     "run_folder",
     "run_records",
     "schedules",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -72,16 +72,22 @@ def _sequence(layers: dict[str, nn.Module]) -> nn.Module:
 
 
 def compute_features(
-    trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, progress: ProgressBar
+    trunk: nn.Module,
+    dataset: Dataset,
+    batch: int,
+    device: torch.device,
+    train_precision: Callable[[], AbstractContextManager[Any]],
+    progress: ProgressBar,
 ) -> Dataset:
     """Return `dataset` with the trunk's features instead of images: float32, in host memory, in sample order.
 
-    Only the splits that training reads are returned. Raises NonFiniteError if a feature is not finite.
+    Those of the training split are computed in the context `train_precision`, the others in float32. Only the splits
+    that training reads are returned. Raises NonFiniteError if a feature is not finite.
     """
 
-    def with_features(examples: Examples) -> Examples:
+    def with_features(examples: Examples, precision: Callable[[], AbstractContextManager[Any]]) -> Examples:
         features: Tensor | None = None
-        with progress("features of the frozen layers", len(examples)) as advance, torch.no_grad():
+        with progress("features of the frozen layers", len(examples)) as advance, torch.no_grad(), precision():
             for part in batches_in_order(examples, batch, device):
                 out = trunk(part.images.contiguous(memory_format=torch.channels_last)).float().cpu()
                 bad = (~out.flatten(1).isfinite().all(1)).nonzero()
@@ -95,7 +101,8 @@ def compute_features(
         assert features is not None, "no split is empty"
         return replace(examples, images=MemoryStore(features.numpy()), rows=torch.arange(len(examples)))
 
-    return replace(dataset, splits={name: with_features(dataset.splits[name]) for name in _SPLITS_READ})
+    contexts = {"train": train_precision, "val": nullcontext}
+    return replace(dataset, splits={name: with_features(dataset.splits[name], contexts[name]) for name in _SPLITS_READ})
 
 
 def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:

@@ -21,6 +21,7 @@ from cnnrun.training.ema import Ema
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.frozen_layers import compute_features, feature_bytes, separate_trunk, set_training_mode
 from cnnrun.training.optimizers import check_state_tensors, load_state_tensors, state_tensors
+from cnnrun.training.precision import autocast
 from cnnrun.training.settings import Train
 from cnnrun.training.setup import TrainingSetup
 from cnnrun.training.sync_batch_norm import synchronize_batch_norms
@@ -54,11 +55,10 @@ class Learner:
         self.batch_norm_statistics = rank_statistics(self.network)
         self.parameters = [parameter for _, parameter in trainable_parameters(self.network_and_criterion)]
         self.changing_tensors = changing_tensors(self.network, self.network_and_criterion, self.ema)
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 
     def autocast(self) -> torch.autocast:
         """Context that computes in the config's precision."""
-        return torch.autocast(self.setup.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return autocast(self.setup.device, self.setup.spec.precision)
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Compute the gradients of this rank's part of a batch, one micro-batch at a time.
@@ -168,8 +168,7 @@ class Learner:
             return
         assert parts is not None
         trunk, tail = parts
-        with self.autocast():
-            features = compute_features(trunk, self.setup.dataset, spec.batch, device, progress_bar)
+        features = compute_features(trunk, self.setup.dataset, spec.batch, device, self.autocast, progress_bar)
         self.active_network, self.forward = tail, compile_network(tail, spec)
         self.setup = replace(self.setup, dataset=features)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
@@ -17,6 +17,7 @@ from cnnrun.model.network import Network
 from cnnrun.training.ema import EmaSpec
 from cnnrun.training.frozen_layers import layers_until
 from cnnrun.training.optimizers import Optimizer, Sgd
+from cnnrun.training.precision import Precision
 from cnnrun.training.schedules import OneCycle, Schedule
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -54,7 +55,9 @@ memory runs out."""
     """Which images an epoch contains, and how they form batches."""
     drop_last: bool = True
     """Leave out an epoch's last batch if it is smaller; each epoch leaves out other images."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "auto"
+    """`auto`: bfloat16 where the device computes in it and it is at least 1.15 times as fast for this network, else \
+float32. Losses, the optimizer, averages and evaluation are always in float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     deterministic: bool = True

@@ -60,15 +60,29 @@ SEGMENTER = """model:
   - conv: {out_channels: 8, norm: batch, activation: relu}
   - conv: {out_channels: 8, stride: 2, norm: batch, activation: relu}
 """
+# Half of them train in bfloat16, which must be repeated, resumed and exported as exactly.
 KINDS = {
-    "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
-    "dropout": ["data.augment={shift: 0.2, noise: 8}"],
-    "detect": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
-    "segment": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
-    "verify": ["data.augment={shift: 0.1, flip: horizontal}", "train.ema={decay: 0.9}"],
-    "regress": ["data.augment={shift: 0.1}", "train.optimizer={adamw: 0.01}"],
-    "multilabel": ["data.augment={mixup: 0.4}", "train.ema={decay: 0.9}"],
-    "mixup": ["data.augment={mixup: 0.4, rotate: 9}", "train.sampler=balanced", "train.clip=1.0"],
+    "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}", "train.precision=float32"],
+    "dropout": ["data.augment={shift: 0.2, noise: 8}", "train.precision=bfloat16"],
+    "detect": [
+        "data.augment={flip: both, rotate: 9, mosaic: 0.5}",
+        "train.ema={decay: 0.9}",
+        "train.precision=bfloat16",
+    ],
+    "segment": [
+        "data.augment={flip: both, rotate: 9, mosaic: 0.5}",
+        "train.ema={decay: 0.9}",
+        "train.precision=float32",
+    ],
+    "verify": ["data.augment={shift: 0.1, flip: horizontal}", "train.ema={decay: 0.9}", "train.precision=bfloat16"],
+    "regress": ["data.augment={shift: 0.1}", "train.optimizer={adamw: 0.01}", "train.precision=float32"],
+    "multilabel": ["data.augment={mixup: 0.4}", "train.ema={decay: 0.9}", "train.precision=bfloat16"],
+    "mixup": [
+        "data.augment={mixup: 0.4, rotate: 9}",
+        "train.sampler=balanced",
+        "train.clip=1.0",
+        "train.precision=float32",
+    ],
 }
 
 

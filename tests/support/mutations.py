@@ -578,7 +578,7 @@ MUTATIONS = [
         ("strict resuming compares only the last environment",
          '[line for past in earlier for line in run_folder.environment_changes(past, environment)]', '[line for past in earlier[-1:] for line in run_folder.environment_changes(past, environment)]'),
         ("old and new settings are exchanged in the message",
-         '(changes := describe_changes(earlier, experiment.with_statistics_of(earlier)))', '(changes := describe_changes(experiment.with_statistics_of(earlier), earlier))'),
+         '(changes := describe_changes(earlier, experiment.with_measured_settings_of(earlier)))', '(changes := describe_changes(experiment.with_measured_settings_of(earlier), earlier))'),
     ),
     # --- networks ---------------------------------------------------------------------------------------------------
     *faults("model.builder", "model/test_network.py model/test_receptive_field.py",

@@ -41,21 +41,27 @@ CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
 
 
-def test_a_repeated_training_is_identical_and_another_seed_differs(tmp_path):
-    first, second = train_tiny(tmp_path / "a", *RICH), train_tiny(tmp_path / "b", *RICH)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_repeated_training_is_identical_and_another_seed_or_precision_differs(tmp_path, precision):
+    settings = [*RICH, f"train.precision={precision}"]
+    first, second = train_tiny(tmp_path / "a", *settings), train_tiny(tmp_path / "b", *settings)
     assert digest(first) == digest(second)
-    assert digest(train_tiny(tmp_path / "c", *RICH, "seed=1")) != digest(first)
+    assert digest(train_tiny(tmp_path / "c", *settings, "seed=1")) != digest(first)
+    other = "bfloat16" if precision == "float32" else "float32"
+    assert digest(train_tiny(tmp_path / "d", *RICH, f"train.precision={other}")) != digest(first)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("step", [0, 5, 16, 17, 25])
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, step):
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, step, precision):
     """17 steps an epoch: stopped at the start, within an epoch, at its end, within the last."""
-    expected = digest(train_tiny(tmp_path / "whole", *RICH))
+    settings = [*RICH, f"train.precision={precision}"]
+    expected = digest(train_tiny(tmp_path / "whole", *settings))
     with stop_at(step):
-        train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+        train_run(tiny_experiment(*settings), tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     assert not (run / "result.json").exists()
-    resumed = train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tiny_experiment(*settings), tmp_path / "cut", CPU, resume=True)
     assert resumed["run"] == str(run)
     assert digest(run) == expected
 

@@ -57,7 +57,7 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     decoded = sum(len(split) for split in sampled.source_splits())
     images_per_second = decoded / (time.perf_counter() - decoding_start)
     facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
-    prepared = prepare_training(experiment, weights, data=replace(data, facts=facts))
+    prepared = prepare_training(experiment, weights, device, data=replace(data, facts=facts))
     if experiment.data.cache == "none":
         say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
     say(f"training on {format_count(len(data.splits['train']), 'image')} for a few seconds")

@@ -47,7 +47,7 @@ def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[st
     """Run every check on a config, by default on a small built-in one; returns the results."""
     start = time.monotonic()
     experiment = experiment or parse_config(BUILT_IN_CONFIG, "selftest.yaml", ["name=selftest"])
-    prepared = prepare_training(experiment, load_initial_weights(experiment))
+    prepared = prepare_training(experiment, load_initial_weights(experiment), device)
     results = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
         bench = _make_bench(prepared, device, Path(folder))
