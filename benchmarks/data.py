@@ -33,7 +33,7 @@ from PIL import Image
 from torchvision import datasets  # noqa: TID253
 from torchvision.transforms import v2  # noqa: TID253
 
-from cnnrun.base.device import keep_freed_memory
+from cnnrun.base.process_settings import keep_freed_memory
 from cnnrun.base.progress import progress_bar
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
@@ -243,7 +243,7 @@ import torch
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.learner import Learner
 from cnnrun.training import loop
-from cnnrun.base.device import keep_freed_memory
+from cnnrun.base.process_settings import keep_freed_memory
 from cnnrun.experiment.config_file import read_config
 keep_freed_memory()
 update, seen = Learner.update_weights, []

@@ -86,7 +86,7 @@ def share(rounds: int) -> None:
         seconds.append(time.perf_counter() - began)
 
     loop.TrainingLoop.save = timed
-    from cnnrun.base.device import keep_freed_memory
+    from cnnrun.base.process_settings import keep_freed_memory
     from cnnrun.results.studies.train_run import train_run
 
     keep_freed_memory()
@@ -169,7 +169,8 @@ def wrap(holder, names, before, after=lambda: None):
         after()
         return result
     setattr(holder, name, wrapped)
-first_of("cnnrun.base.device:keep_freed_memory", "cnnrun.device:keep_freed_memory")()
+modules = ("cnnrun.base.process_settings", "cnnrun.base.device", "cnnrun.device")
+first_of(*(f"{module}:keep_freed_memory" for module in modules))()
 read_config = first_of("cnnrun.experiment.config_file:read_config", "cnnrun.experiment:load")
 train_run = first_of("cnnrun.results.studies.train_run:train_run", "cnnrun.commands:train")
 Training = first_of("cnnrun.training.loop:TrainingLoop", "cnnrun.training.loop:Training", "cnnrun.train:Training")

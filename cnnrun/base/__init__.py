@@ -17,12 +17,12 @@ __all__ = [
     "file_sequences",
     "locks",
     "ownership",
+    "process_settings",
     "progress",
     "randomness",
     "ranks",
     "signals",
     "standard_streams",
-    "threads",
     "torchrun",
     "user_paths",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import re
 import resource
@@ -21,7 +20,6 @@ from cnnrun.base.errors import ConfigError, ResourceError
 from cnnrun.base.progress import say
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -117,20 +115,3 @@ def peak_memory_mib(device: torch.device) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes on macOS, KiB elsewhere
     return round(int(kib) / 2**10)
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library to keep freed memory for the next step instead of returning it to the kernel.
-
-    Every training step frees and allocates the same large tensors. By default glibc returns each to the kernel, which
-    then clears every page again. Measured on 2 cores (benchmarks/README.md): lenet's bare loop 12,200 -> 19,400
-    images/s, vgg-small's 1,130 -> 1,340. Peak memory grows by a few per cent.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries (musl)
-    if mallopt is None:
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-    mallopt(_M_TOP_PAD, 64 << 20)

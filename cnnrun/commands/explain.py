@@ -126,11 +126,10 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """Measure the network without layers, or with other settings. Example: cnnrun explain ablate --remove model[3]"""
-    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.base.device import choose_device
     from cnnrun.explain.run import open_run
     from cnnrun.results.studies import ablate as ablation
 
-    keep_freed_memory()
     opened = open_run(run, runs, choose_device(device))
     show(ablation.run_ablation(opened, remove or [], change or [], retrain, split, out), as_json, _print_explanation)
 

@@ -28,13 +28,12 @@ def find_lr(
 ) -> None:
     """Measure the loss over learning rates; no run is written. Example: cnnrun find-lr c.yaml --plots figures"""
     refuse_ranks("find-lr")
-    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.base.device import choose_device
     from cnnrun.experiment.config_file import read_config
 
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
     from cnnrun.results.studies.find_lr import find_learning_rate
 
-    keep_freed_memory()
     show(find_learning_rate(experiment, torch_device, low, high, steps, plots), as_json, _print_range)
 
 

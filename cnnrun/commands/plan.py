@@ -20,13 +20,12 @@ def plan(
 ) -> None:
     """Estimate the time and memory of a training from a few steps. Example: cnnrun plan configs/digits.yaml"""
     refuse_ranks("plan")
-    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.base.device import choose_device
     from cnnrun.experiment.config_file import read_config
 
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
     from cnnrun.results.studies.plan import plan_training
 
-    keep_freed_memory()
     show(plan_training(experiment, torch_device, runs), as_json, _print_plan)
 
 

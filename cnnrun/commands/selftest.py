@@ -22,13 +22,12 @@ def selftest(
     as_json: Json = False,
 ) -> None:
     """Check that training repeats, resumes and learns here. Example: cnnrun selftest c.yaml"""
-    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.base.device import choose_device
     from cnnrun.experiment.config_file import read_config
 
     experiment, torch_device = read_config(config, overrides or []) if config else None, choose_device(device)
     from cnnrun.results.studies.selftest import refuse_failed_checks, run_selftest
 
-    keep_freed_memory()
     result = run_selftest(experiment, torch_device)
     show(result, as_json, _print_checks)
     refuse_failed_checks(result)

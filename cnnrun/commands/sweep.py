@@ -31,10 +31,9 @@ def sweep(
 ) -> None:
     """Search for the best settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
     refuse_ranks("sweep")
-    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.base.device import choose_device
     from cnnrun.results.studies.sweep import run_sweep
 
-    keep_freed_memory()
     result = run_sweep(config, settings, trials, runs, choose_device(device), storage)
     show(result, as_json, _print_trials)
 

@@ -36,7 +36,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
-    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.base.device import choose_device
     from cnnrun.experiment.config_file import read_config
 
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
@@ -45,7 +45,6 @@ def train(
     from cnnrun.results.studies.seeds import RunSettings, train_seeds
     from cnnrun.results.studies.train_run import train_run
 
-    keep_freed_memory()
     if seeds:
         settings = RunSettings(runs, torch_device, resume or strict_resume, strict_resume)
         show(train_seeds(experiment, seeds, settings, page), as_json, print_seeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,10 @@ class Prediction:
     def to_text(self) -> str:
         """Describe the prediction in one line."""
         raise NotImplementedError
+
+    def answer(self) -> Hashable:
+        """Return what is predicted, without its scores, such as the class; None if a prediction is only numbers."""
+        return None
 
     def csv_columns(self) -> list[str]:
         """Names of the CSV columns, equal for all predictions of a network."""

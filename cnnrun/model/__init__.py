@@ -5,6 +5,7 @@ Imports `tasks`, `data` and the packages below them.
 """
 
 __all__ = [
+    "batch_norm_folding",
     "builder",
     "layers",
     "network",

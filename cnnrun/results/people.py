@@ -23,7 +23,8 @@ from cnnrun.experiment.open_run import open_network
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results import gallery_file
 from cnnrun.results.gallery_file import Gallery, SearchMethod
-from cnnrun.results.predict import PredictedFile, compute_results
+from cnnrun.results.inference import compute_results
+from cnnrun.results.predict import PredictedFile
 
 _REPORTED_STRANGER_RATE = 0.05  # a note is printed if a larger share of strangers is accepted as someone
 

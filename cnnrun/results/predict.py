@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from cnnrun.base.atomic_files import is_own_file, make_folder, write_text
 from cnnrun.base.error_lines import join_names
-from cnnrun.base.errors import ConfigError, DataError, escape
+from cnnrun.base.errors import ConfigError, escape
 from cnnrun.contracts.prediction import Overlay, Prediction
-from cnnrun.contracts.results import Results, View
-from cnnrun.data.image_files import decode_image, image_errors, load_with_view, read_image_bytes
+from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.explain.figures.panels import draw_overlay
 from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.results.inference import compute_results
 
 _GENERATOR = "cnnrun predict"  # written into the PNG files, which marks them as ours
 
@@ -57,7 +52,7 @@ class PredictedFile:
 
 
 def predict_paths(
-    trained: TrainedNetwork, paths: Sequence[Path], batch: int, output: OutputFiles
+    trained: TrainedNetwork, paths: Sequence[Path], batch: int, output: OutputFiles, fast: bool = False
 ) -> Iterator[PredictedFile]:
     """Predict the images in files and folders, as by `predict_files`; draw and write objects if wanted.
 
@@ -77,7 +72,7 @@ def predict_paths(
         raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
     draw, write_mask = overlay_drawer(output.draw, trained.image), mask_writer(output.masks)
-    for predicted in predict_files(trained, list_images(paths), batch, thresholds):
+    for predicted in predict_files(trained, list_images(paths), batch, thresholds, fast):
         draw(predicted)
         write_mask(predicted)
         if coco:
@@ -88,47 +83,26 @@ def predict_paths(
 
 
 def predict_files(
-    trained: TrainedNetwork, paths: Iterable[Path], batch: int, thresholds: dict[str, float] | None = None
+    trained: TrainedNetwork,
+    paths: Iterable[Path],
+    batch: int,
+    thresholds: dict[str, float] | None = None,
+    fast: bool = False,
 ) -> Iterator[PredictedFile]:
-    """Predict files in order. `thresholds` are the minimum scores of the classes, by default the network's."""
+    """Predict files in order, with `fast` in bfloat16.
+
+    `thresholds` are the minimum scores of the classes, by default the network's.
+    """
     predicting = trained.task.predicting
     if thresholds is None:
         thresholds = predicting.thresholds(trained.choices)
-    for chunk, results, views in compute_results(trained, paths, batch):
+    for chunk, results, views in compute_results(trained, paths, batch, fast):
         predictions = iter(predicting.predictions(results, views, thresholds) if views else ())
         for path, error in chunk:
             if error is not None:
                 yield PredictedFile(path, None, str(error), predicting.unreadable_json)
             else:
                 yield PredictedFile(path, next(predictions), "", predicting.unreadable_json)
-
-
-Chunk = Sequence[tuple[Path, DataError | None]]  # paths, each with the reason that it cannot be read
-
-
-def compute_results(
-    trained: TrainedNetwork, paths: Iterable[Path], batch: int
-) -> Iterator[tuple[Chunk, Results, list[View]]]:
-    """Compute the results of image files, `batch` at a time: the files, and results and views of the readable ones."""
-    channels, height, width = trained.facts.image
-
-    def load_image(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
-        try:
-            return load_with_view(path, (height, width), channels, trained.image)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        source = iter(paths)
-        while chunk := list(itertools.islice(source, batch)):
-            loaded = list(pool.map(load_image, chunk))
-            images = [image for image in loaded if not isinstance(image, DataError)]
-            errors = [image if isinstance(image, DataError) else None for image in loaded]
-            results: Results = {}
-            if images:
-                pixels_BHWC = torch.from_numpy(np.stack([pixels for pixels, _ in images])).to(trained.device)
-                results = trained.results(pixels_BHWC.permute(0, 3, 1, 2).float())
-            yield list(zip(chunk, errors, strict=True)), results, [view for _, view in images]
 
 
 def choose_thresholds(thresholds: dict[str, float], settings: Sequence[str]) -> dict[str, float]:

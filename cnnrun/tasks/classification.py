@@ -139,6 +139,9 @@ class LabelPrediction(Prediction):
     def to_text(self) -> str:
         return "  ".join(f"{label} {probability:.3f}" for label, probability in self.top)
 
+    def answer(self) -> str:
+        return self.top[0][0]
+
     def csv_columns(self) -> list[str]:
         ranks = [f"{column} {rank}" for rank in range(2, len(self.top) + 1) for column in ("label", "probability")]
         return ["label", "probability", *ranks]

@@ -114,6 +114,9 @@ class LabelSetPrediction(Prediction):
     def to_text(self) -> str:
         return "  ".join(f"{name} {self.probabilities[name]:.3f}" for name in self.labels) or "none"
 
+    def answer(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
     def csv_columns(self) -> list[str]:  # a list in one cell would need a separator, which names may contain
         return [f"{column} {name}" for column in ("present", "probability") for name in self.probabilities]
 

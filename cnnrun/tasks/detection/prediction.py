@@ -48,6 +48,9 @@ class DetectPrediction(Prediction):
     def to_text(self) -> str:
         return "  ".join(found.to_text() for found in self.objects) or "nothing"
 
+    def answer(self) -> tuple[str, ...]:
+        return tuple(sorted(detected.label for detected in self.objects))
+
     def csv_columns(self) -> list[str]:
         return ["label", "score", "x", "y", "width", "height"]
 

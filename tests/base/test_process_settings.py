@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import os, sys
-from cnnrun.base.threads import limit_spinning
+from cnnrun.base.process_settings import limit_spinning
 from cnnrun.commands import app
 assert "torch" not in sys.modules, "the command line has loaded torch, whose OpenMP has read its settings"
 sys.argv = ["cnnrun", "--version"]
@@ -42,7 +42,7 @@ def test_the_command_line_limits_spinning_before_torch_is_loaded(settings, expec
 def test_once_torch_is_loaded_nothing_is_set(monkeypatch):
     import torch  # noqa: F401
 
-    from cnnrun.base.threads import limit_spinning
+    from cnnrun.base.process_settings import limit_spinning
 
     for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,44 @@
+"""Settings of a process that computes: how long waiting threads spin, and what becomes of freed memory.
+
+Both are made before torch is loaded, so this module imports nothing large.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# OpenMP's threads spin while they wait, by default for milliseconds. Beside another busy process they then take the
+# processor from the very threads for which they wait: a training ran at a twentieth of its speed, and at a third with
+# these values; on an idle machine no difference could be measured (benchmarks/README.md).
+_SPIN_LIMITS = {
+    "GOMP_SPINCOUNT": "1000",  # GNU's OpenMP (PyTorch on Linux), in rounds
+    "KMP_BLOCKTIME": "1",  # LLVM's and Intel's OpenMP (macOS, Windows), in milliseconds
+}
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+
+
+def limit_spinning() -> None:
+    """Let waiting OpenMP threads sleep soon. Has no effect once torch is loaded; the user's own settings are kept."""
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in _SPIN_LIMITS.items():
+            os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep freed memory for the next step instead of returning it to the kernel.
+
+    Every step of a network frees and allocates the same large tensors. By default glibc returns each to the kernel,
+    which then clears every page again. Measured on 2 cores (benchmarks/README.md): lenet's bare loop 12,200 -> 19,400
+    images/s, vgg-small's 1,130 -> 1,340. Peak memory grows by a few per cent.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries (musl)
+    if mallopt is None:
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)
