@@ -14,8 +14,9 @@ from cnnrun.experiment.assemble import build_setup, prepare_dataset
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_learnable
 from cnnrun.model.weights_file import Weights
-from cnnrun.training.precision import StepSize, choose_precision
+from cnnrun.training.precision import choose_precision
 from cnnrun.training.setup import TrainingSetup
+from cnnrun.training.step_time import StepSize
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cnnrun.data.decode import processor_count
 from cnnrun.data.image_files import load_with_view
 from cnnrun.model.batch_norm_folding import fold_batch_norms
 from cnnrun.model.trained_network import TrainedNetwork
-from cnnrun.training.precision import Precision, autocast, has_bfloat16
+from cnnrun.training.dtypes import Precision, autocast, has_bfloat16
 
 Item = TypeVar("Item")
 LoadedImage = tuple[NDArray[np.uint8], View] | DataError

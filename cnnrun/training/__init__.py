@@ -6,6 +6,7 @@
 __all__ = [
     "checkpoints",
     "determinism",
+    "dtypes",
     "ema",
     "evaluation",
     "event_file",
@@ -21,4 +22,5 @@ __all__ = [
     "settings",
     "setup",
     "state",
+    "step_time",
 ]

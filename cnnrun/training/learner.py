@@ -17,11 +17,11 @@ from cnnrun.data.training_batches import batches_in_order
 from cnnrun.model.trained_network import MeasuredNetwork
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import use_deterministic_layers
+from cnnrun.training.dtypes import autocast
 from cnnrun.training.ema import Ema
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.frozen_layers import compute_features, feature_bytes, separate_trunk, set_training_mode
 from cnnrun.training.optimizers import check_state_tensors, load_state_tensors, state_tensors
-from cnnrun.training.precision import autocast
 from cnnrun.training.settings import Train
 from cnnrun.training.setup import TrainingSetup
 from cnnrun.training.sync_batch_norm import synchronize_batch_norms

@@ -4,54 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.device import is_out_of_memory
 from cnnrun.base.errors import UserError
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import Shape
 from cnnrun.data.cache import user_cache_folder
 from cnnrun.model.network import Network, materialize
+from cnnrun.training.dtypes import Precision, has_bfloat16
 from cnnrun.training.frozen_layers import set_training_mode
+from cnnrun.training.step_time import StepSize, measure_seconds_per_image
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-# `auto` is float32 until `choose_precision` has measured.
-DTYPES = {
-    "auto": torch.float32,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 _MIN_SPEEDUP = 1.15  # smaller gains are not worth the coarser numbers
-_STEP_SECONDS = 0.05  # a measured step has as many images as take about this long
-_FIRST_IMAGES, _ROUNDS = 4, 5
 _STORED = "precisions.json"  # speedups by network, in the user's cache folder
 _MAX_STORED_BYTES, _MAX_STORED = 1 << 20, 1000
 _SPEEDUPS = TypeAdapter(dict[str, float])
-
-
-@dataclass(frozen=True)
-class StepSize:
-    """A training step's input: images of `shape` per micro-batch, and the device that computes it."""
-
-    images: int
-    shape: Shape
-    device: torch.device
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Context that computes in a precision on a device."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=DTYPES[precision] != torch.float32)
 
 
 def choose_precision(network: Network, frozen_until: str | None, step: StepSize) -> Precision:
@@ -75,67 +46,15 @@ def choose_precision(network: Network, frozen_until: str | None, step: StepSize)
     return chosen
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    features = torch.cpu.get_capabilities()
-    return any(bool(features.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
-
-
 def _measure_speedup(network: Network, step: StepSize) -> float:
     """Return the time of a step in float32, divided by that in bfloat16; 0 if a layer cannot compute in bfloat16."""
-    with _one_thread():
-        images = _images(min(step.images, _FIRST_IMAGES), step)
-        _time_step(network, images, step.device, "float32")
-        affordable = int(len(images) * _STEP_SECONDS / _time_step(network, images, step.device, "float32"))
-        images = _images(max(len(images), min(step.images, affordable)), step)
-        times: dict[Precision, list[float]] = {"float32": [], "bfloat16": []}
-        try:
-            for _ in range(1 + _ROUNDS):
-                for precision, seconds in times.items():
-                    seconds.append(_time_step(network, images, step.device, precision))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            return 0.0
-        return min(times["float32"][1:]) / min(times["bfloat16"][1:])  # the first round warms up
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Context in which PyTorch uses one thread, whose processor time does not depend on other programs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _images(count: int, step: StepSize) -> Tensor:
-    values = torch.arange(count * math.prod(step.shape)).remainder_(256).float()
-    return values.view(count, *step.shape).to(step.device).contiguous(memory_format=torch.channels_last)
-
-
-def _time_step(network: Network, images: Tensor, device: torch.device, precision: Precision) -> float:
-    """Seconds for a forward and a backward pass: of the processor on a CPU, of the clock on another device."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    _wait_for_gpu(device)
-    start = clock()
-    with autocast(device, precision):
-        outputs = network(images)
-    outputs.float().square().mean().backward()
-    network.zero_grad()
-    _wait_for_gpu(device)
-    return clock() - start
-
-
-def _wait_for_gpu(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        exact, fast = measure_seconds_per_image(network, step, ("float32", "bfloat16"))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return 0.0
+    return exact / fast
 
 
 def _network_key(network: Network, frozen_until: str | None, step: StepSize) -> str:

@@ -14,10 +14,10 @@ from cnnrun.contracts.task import Task, TaskSpec
 from cnnrun.contracts.task_parts import Direction, Targets
 from cnnrun.data.epoch_order import Sampler, Uniform
 from cnnrun.model.network import Network
+from cnnrun.training.dtypes import Precision
 from cnnrun.training.ema import EmaSpec
 from cnnrun.training.frozen_layers import layers_until
 from cnnrun.training.optimizers import Optimizer, Sgd
-from cnnrun.training.precision import Precision
 from cnnrun.training.schedules import OneCycle, Schedule
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

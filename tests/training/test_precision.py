@@ -15,7 +15,8 @@ from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.experiment.open_run import measure_run
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import precision
-from cnnrun.training.precision import StepSize, choose_precision
+from cnnrun.training.precision import choose_precision
+from cnnrun.training.step_time import StepSize
 from tests.support.configs import LINKED, TINY, tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 from tests.support.small_runs import train_tiny

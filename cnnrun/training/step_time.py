@@ -1,0 +1,78 @@
+"""Measured time of a network's training step, in processor time: what else the machine does hardly changes it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cnnrun.contracts.layer import Shape
+from cnnrun.training.dtypes import Precision, autocast
+
+_WANTED_SECONDS = 0.05  # a measured step has as many images as take about this long
+_FIRST_IMAGES = 4
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """A training step's input: images of `shape` per micro-batch, and the device that computes it."""
+
+    images: int
+    shape: Shape
+    device: torch.device
+
+
+def measure_seconds_per_image(network: nn.Module, step: StepSize, precisions: tuple[Precision, ...]) -> list[float]:
+    """Measure forward and backward pass in each precision; returns seconds per image, the shortest of five rounds.
+
+    On a CPU it is the processor time of one thread: with several, other programs would make them wait for each other.
+    """
+    with _one_thread():
+        images = _images(min(step.images, _FIRST_IMAGES), step)
+        _time_step(network, images, step.device, "float32")
+        affordable = int(len(images) * _WANTED_SECONDS / _time_step(network, images, step.device, "float32"))
+        images = _images(max(len(images), min(step.images, affordable)), step)
+        rounds = [
+            [_time_step(network, images, step.device, precision) for precision in precisions]
+            for _ in range(1 + _ROUNDS)  # the first warms up
+        ]
+        return [min(seconds) / len(images) for seconds in zip(*rounds[1:], strict=True)]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _images(count: int, step: StepSize) -> Tensor:
+    values = torch.arange(count * math.prod(step.shape)).remainder_(256).float()
+    return values.view(count, *step.shape).to(step.device).contiguous(memory_format=torch.channels_last)
+
+
+def _time_step(network: nn.Module, images: Tensor, device: torch.device, precision: Precision) -> float:
+    """Seconds for a forward and a backward pass: of the processor on a CPU, of the clock on another device."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    _wait_for_gpu(device)
+    start = clock()
+    with autocast(device, precision):
+        outputs = network(images)
+    outputs.float().square().mean().backward()
+    network.zero_grad()
+    _wait_for_gpu(device)
+    return clock() - start
+
+
+def _wait_for_gpu(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
