@@ -1,4 +1,7 @@
-"""The kinds of task. To add one, write its module in this package and add its class to the union `TaskUnion`."""
+"""The kinds of task. To add one, write its module in this package and add its class to the union `TaskUnion`.
+
+Other packages know a task by `contracts.task.Task`. `__all__` names only what they import besides.
+"""
 
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.detection.task import Detect
@@ -12,7 +15,6 @@ __all__ = [
     "classification_metrics",
     "embedding",
     "intervals",
-    "multilabel",
     "multilabel_losses",
     "regression",
     "temperature",

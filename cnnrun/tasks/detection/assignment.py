@@ -87,7 +87,7 @@ def _is_inside(cells_BA3: Tensor, boxes_BM4: Tensor) -> Tensor:
 
 
 def batch_objects(targets: Targets) -> Objects:
-    """The objects of a batch's targets, without padding."""
+    """The objects of a batch's targets. Padding is neither real nor ignored."""
     is_box = targets["objects"] >= 0
     real = is_box & (targets["roles"] == OBJECT)
     return Objects(targets["boxes"], targets["objects"], real, is_box & ~real)

@@ -80,11 +80,11 @@ class AveragePrecision:
         matches = list(evaluation._evalImgs_cpp)  # for each class, for each area range, for each image
         defined = [name for name, value in coco_metrics(evaluation).items() if value is not None]
         metrics_per_draw: list[dict[str, float | None]] = []
-        indices, redrawn = np.arange(count), copy.copy(evaluation)
+        indices, draw_evaluation = np.arange(count), copy.copy(evaluation)
         for times in bootstrap_weights(count, max(_MIN_DRAWS, min(BOOTSTRAP_DRAWS, max_draws))):
             draw = np.repeat(indices, times.astype(np.int64)).tolist()
             draw_matches = [matches[start + index] for start in range(0, len(matches), count) for index in draw]
-            metrics_per_draw.append(_accumulate_matches(redrawn, draw_matches))
+            metrics_per_draw.append(_accumulate_matches(draw_evaluation, draw_matches))
         return {name: np.array([metrics[name] for metrics in metrics_per_draw], np.float64) for name in defined}
 
     def object_counts(self) -> list[int]:

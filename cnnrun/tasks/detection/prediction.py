@@ -29,6 +29,12 @@ class DetectedObject:
         x, y, width, height = self.bbox
         return f"{self.label} {self.score:.2f} at {x:.0f},{y:.0f} {width:.0f}x{height:.0f}"
 
+    def to_captioned_box(self) -> CaptionedBox:
+        return CaptionedBox(self.box, f"{self.label} {self.score:.2f}", self.label_index)
+
+    def to_coco(self) -> dict[str, Any]:
+        return {"category_id": self.category_id, "score": self.score, "bbox": self.bbox}
+
 
 @dataclass(frozen=True)
 class DetectPrediction(Prediction):
@@ -39,14 +45,11 @@ class DetectPrediction(Prediction):
     width: int
 
     def to_json(self) -> dict[str, Any]:
-        objects = [
-            {"label": found.label, "category_id": found.category_id, "score": found.score, "bbox": found.bbox}
-            for found in self.objects
-        ]
+        objects = [{"label": detected.label, **detected.to_coco()} for detected in self.objects]
         return {"height": self.height, "width": self.width, "objects": objects}
 
     def to_text(self) -> str:
-        return "  ".join(found.to_text() for found in self.objects) or "nothing"
+        return "  ".join(detected.to_text() for detected in self.objects) or "nothing"
 
     def answer(self) -> tuple[str, ...]:
         return tuple(sorted(detected.label for detected in self.objects))
@@ -55,12 +58,10 @@ class DetectPrediction(Prediction):
         return ["label", "score", "x", "y", "width", "height"]
 
     def csv_rows(self) -> list[list[Any]]:
-        return [[found.label, found.score, *found.bbox] for found in self.objects] or [[]]
+        return [[detected.label, detected.score, *detected.bbox] for detected in self.objects] or [[]]
 
     def overlay(self) -> Overlay:
-        return Overlay(
-            [CaptionedBox(found.box, f"{found.label} {found.score:.2f}", found.label_index) for found in self.objects]
-        )
+        return Overlay([detected.to_captioned_box() for detected in self.objects])
 
     def coco_results(self) -> list[dict[str, Any]]:
-        return [{"category_id": found.category_id, "bbox": found.bbox, "score": found.score} for found in self.objects]
+        return [detected.to_coco() for detected in self.objects]

@@ -43,7 +43,7 @@ from cnnrun.tasks.detection.prediction import DetectedObject, DetectPrediction
 
 Score = Annotated[float, Field(ge=0, lt=1)]
 _DEFAULT_SCORE = 0.3  # of classes for which `score` gives none
-_CANDIDATES_PER_BOX = 6  # non-maximum suppression gets this many candidates for each box that it may leave
+_CANDIDATES_PER_BOX = 6  # candidates for non-maximum suppression, for each of the `most` boxes that it may keep
 _SCORE_TOLERANCE = 1e-4  # of an exported file
 _CLEAR_SCORE = 1e-3  # boxes of a lower score may change places with boxes that are cut off
 

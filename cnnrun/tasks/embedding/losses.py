@@ -55,8 +55,8 @@ class CosineCrossEntropy(Criterion):
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         cosine_BP = outputs @ F.normalize(self.centres).T
         label_B1 = self.place[targets["labels"]][:, None]
-        lowered_B1 = self.apply_margin(cosine_BP.gather(1, label_B1))
-        logits_BP = self.scale * cosine_BP.scatter(1, label_B1, lowered_B1)
+        target_cosine_B1 = self.apply_margin(cosine_BP.gather(1, label_B1))
+        logits_BP = self.scale * cosine_BP.scatter(1, label_B1, target_cosine_B1)
         return {"cross_entropy": F.cross_entropy(logits_BP, label_B1[:, 0])}
 
     def apply_margin(self, cosine: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_PAIRS = (
-    2_000_000  # of each kind (one person, two people) that are sampled if there are more than twice as many in all
-)
+# If a split has more than twice as many pairs, this many of each kind (one person, two people) are sampled.
+MAX_PAIRS = 2_000_000
 FOLDS = 10
 MIN_PEOPLE = 5  # for a confidence interval
 _MIN_FALSE_ACCEPTS = 10  # a threshold for a FAR means little if fewer are expected

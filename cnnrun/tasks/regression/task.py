@@ -44,7 +44,8 @@ from cnnrun.tasks.regression.meter import RegressMeter
 from cnnrun.tasks.regression.residuals import wrap_difference
 from cnnrun.tasks.temperature import temperature_metadata
 
-_MIN_RELATIVE_DEVIATION = 1e-4  # of the mean: float32 loses digits that matter of numbers that vary less
+# Fraction of the mean. Numbers that vary less than this lose significant digits in float32.
+_MIN_RELATIVE_DEVIATION = 1e-4
 _TOLERANCE = 1e-3  # of an exported file, in standard deviations of the training numbers
 
 Period = Annotated[float, Field(gt=0)]

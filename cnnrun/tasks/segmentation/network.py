@@ -27,12 +27,11 @@ class SegmentationHead(nn.Module):
 
 
 class SegmentationCriterion(Criterion):
-    """Cross-entropy, a mean over an image's pixels, and Dice loss, a mean over its classes.
+    """Cross-entropy, averaged over the pixels of an image, plus Dice loss, averaged over the classes that it shows.
 
     Both are means over images, so that a batch split into micro-batches has the same loss. The Dice loss of a class is
     1 - 2 * sum(p * t) / (sum(p) + sum(t)) over the image's pixels: that of Milletari et al. (2016) without its squares.
-    Only classes that the image shows count. Pixels to ignore take part in neither. An image without other pixels has
-    no loss.
+    Pixels to ignore count in neither loss. An image in which every pixel is ignored has the loss 0.
     """
 
     def __init__(self, dice_weight: float) -> None:
