@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
@@ -27,11 +28,12 @@ from cnnrun.tasks.segmentation.overlaps import Overlaps, count_pixels
 
 _TOLERANCE = 1e-4  # of an exported file's confidence
 _CLEAR_CONFIDENCE = 0.5 + 1e-3  # a class of at least this confidence is the most probable one beyond rounding
+_MAX_DIFFERING_SHARE = 0.01  # of an image's pixels: as many as may change class because two are equally probable
 _MIN_SHARE = 0.005  # of an image's pixels: classes with less are left out of its text
 
 
 class SegmentMeter:
-    """Meter of mean IoU, mean Dice and pixel accuracy, of each class's, and of the confusion matrix of pixels."""
+    """Meter of mean IoU, mean Dice, pixel accuracy, the overlaps of each class, and the confusion matrix of pixels."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self._classes, self._batches, self._confusion_KK = classes, BatchTensors(), torch.zeros((), dtype=torch.int64)
@@ -68,7 +70,7 @@ def _describe_shares(shares: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class SegmentPrediction(Prediction):
-    """The class of each pixel of the network's input, and the view of the original image in it."""
+    """The class of each pixel of the network's input, and the mapping from the original image to that input."""
 
     mask: NDArray[np.uint8]
     view: View
@@ -202,9 +204,12 @@ class SegmentPredicting(Predicting):
         gap = self.largest_difference(expected, actual)
         if not gap <= _TOLERANCE:
             return f"confidences differ by up to {gap:.2e} (allowed {_TOLERANCE:g})"
-        is_clear = torch.minimum(expected["confidence"], actual["confidence"]) > _CLEAR_CONFIDENCE
-        count = int((is_clear & (expected["mask"] != actual["mask"])).sum())
-        return f"{count:,} pixels get another class, although both are sure of theirs" if count else None
+        differs_BHW = expected["mask"] != actual["mask"]
+        is_clear_BHW = torch.minimum(expected["confidence"], actual["confidence"]) > _CLEAR_CONFIDENCE
+        if count := int((is_clear_BHW & differs_BHW).sum()):
+            return f"{format_count(count, 'pixel')} of another class, although both confidences are above 0.5"
+        share = float(differs_BHW.float().mean((1, 2)).max())
+        return f"{share:.1%} of an image's pixels are of another class" if share > _MAX_DIFFERING_SHARE else None
 
 
 @dataclass(frozen=True)
