@@ -23,9 +23,6 @@ from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
-# Below this the negative log-likelihood has no minimum: it keeps falling as the temperature falls.
-_MIN_NLL = 1e-6
-
 
 def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[str, Any]:
     """Fit the temperature of a run's best checkpoint on val and store it; returns it with the metrics before and after.
@@ -46,9 +43,11 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
         return value if math.isfinite(value) else math.inf
 
     nll_before, temperature = nll(1.0), fit_temperature(nll)
-    if not (1.01 * MIN_TEMPERATURE < temperature < MAX_TEMPERATURE / 1.01 and nll(temperature) > _MIN_NLL):
-        images = f"{len(data.splits[split_name]):,} images of {split_name}"
-        raise DataError(f"the {images} are all classified correctly, or all wrongly: no temperature can be fitted")
+    if temperature is None:
+        images = f"the {len(data.splits[split_name]):,} images of {split_name}"
+        reason = f"the likelihood has no maximum at temperatures from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        advice = "for a classifier: nearly all are right, or nearly all wrong"
+        raise DataError(f"no temperature fits {images}: {reason} ({advice})")
     calibrated = trained.choices.replaced_by(Choices(temperature))
     before = _measure_outputs(trained, outputs, targets)
     after = _measure_outputs(replace(trained, choices=calibrated), outputs, targets)
@@ -71,10 +70,12 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
 
 def _outputs(trained: TrainedNetwork, examples: Examples, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the raw outputs of a whole split; returns them with its targets."""
-    batches = list(batches_in_order(examples, batch_size, trained.device))
+    outputs, targets = [], []
     with torch.inference_mode():
-        outputs = torch.cat([trained.network(batch.images) for batch in batches])
-    return outputs, {name: torch.cat([batch.targets[name] for batch in batches]) for name in batches[0].targets}
+        for batch in batches_in_order(examples, batch_size, trained.device):
+            outputs.append(trained.network(batch.images))
+            targets.append(batch.targets)
+    return torch.cat(outputs), {name: torch.cat([part[name] for part in targets]) for name in targets[0]}
 
 
 def _measure_outputs(trained: TrainedNetwork, outputs: Tensor, targets: dict[str, Tensor]) -> Measurement:

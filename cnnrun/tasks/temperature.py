@@ -9,7 +9,6 @@ from typing import Any
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.figure import Plot, Series
 
-# The likelihood has no minimum where nearly all predictions are right, or nearly all wrong: the fit ends at a bound.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
@@ -28,13 +27,16 @@ def temperature_metadata(choices: Choices) -> dict[str, Any]:
     return {} if choices.temperature is None else {"temperature": choices.temperature}
 
 
-def fit_temperature(nll: Callable[[float], float]) -> float:
+def fit_temperature(nll: Callable[[float], float]) -> float | None:
     """Find the temperature with the lowest negative log-likelihood.
 
-    `nll` is convex in the inverse of the temperature, so it has a single minimum.
+    `nll` is convex in the inverse of the temperature, so it has at most one minimum. None if it has none between the
+    bounds, as where a classifier is nearly always right, or nearly always wrong.
     """
     from scipy.optimize import minimize_scalar
 
     bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
     minimum = minimize_scalar(lambda log: nll(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return math.exp(float(minimum.x))
+    temperature = math.exp(float(minimum.x))
+    is_minimum = all(nll(temperature * factor) > nll(temperature) for factor in (1 / 1.01, 1.01))
+    return temperature if is_minimum else None

@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import signal
+import weakref
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +34,8 @@ from cnnrun.results.export_run import export_run
 from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import Classify
+from cnnrun.tasks.regression.losses import Gaussian
+from cnnrun.tasks.regression.task import Regress
 from cnnrun.tasks.temperature import fit_temperature
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
@@ -70,6 +74,37 @@ def test_calibration_recovers_a_known_temperature():
 def test_the_fitted_temperature_has_the_highest_likelihood(best):
     """The function best / t + log t has its minimum at t = best."""
     assert fit_temperature(lambda t: best / t + math.log(t)) == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("nll", [lambda t: t, lambda t: 1 / t, lambda t: 0.0, lambda t: max(t - 1, 0.0)])
+def test_a_likelihood_without_a_maximum_has_no_temperature(nll):
+    assert fit_temperature(nll) is None
+
+
+def test_a_density_may_have_a_negative_log_likelihood_below_zero():
+    """Numbers that vary by a tenth of the predicted deviation: the fitted temperature is a tenth."""
+    task = Regress(columns=["length"], loss=Gaussian())
+    facts = DataFacts((), (1, 8, 8), numbers=(NumberStatistics("length", 0.0, 1.0, -1.0, 1.0),))
+    values = 0.1 * torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))
+    raw = torch.tensor([[0.0, math.log(math.e - 1)]]).expand(5000, 2)  # mean 0, deviation 1
+    nll = partial(task.bind(facts).calibration.negative_log_likelihood, raw, {"numbers": values})
+    assert fit_temperature(nll) == pytest.approx(0.1, rel=0.03)
+    assert nll(0.1) < -0.5
+
+
+def test_calibration_keeps_few_batches_of_images(run_copy, tmp_path, monkeypatch):
+    images, counts = [], []
+
+    def count_images(examples, batch_size, device):
+        for batch in batches_in_order(examples, 8, device):
+            images.append(weakref.ref(batch.images))
+            counts.append(sum(image() is not None for image in images))
+            yield batch
+
+    monkeypatch.setattr(calibrate, "batches_in_order", count_images)
+    calibrate.calibrate_run(run_copy, tmp_path, CPU)
+    assert len(counts) > 9
+    assert max(counts) <= 3
 
 
 def test_a_calibrated_temperature_is_used_everywhere(run_copy, tmp_path):
@@ -133,7 +168,9 @@ def test_a_damaged_calibration_is_refused(run_copy, tmp_path, damage, run_cli):
 
 def test_calibration_is_refused_when_every_prediction_is_correct(run_copy, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
-    with pytest.raises(DataError, match="all classified correctly"):
+    with pytest.raises(
+        DataError, match="no maximum at temperatures from 0.05 to 20 .for a classifier: nearly all are right"
+    ):
         calibrate.calibrate_run(run_copy, tmp_path, CPU)
     assert not (run_copy / "calibration.json").exists()
 
