@@ -42,40 +42,44 @@ def _state_differences(first_state: list[Any], second_state: list[Any]) -> list[
     return names
 
 
-def _compare_runs(bench: SelftestContext, check: str, name: str, success: str) -> CheckResult:
-    differences = _state_differences(_run_state(bench.folder / "first"), _run_state(bench.folder / name))
+def _compare_runs(context: SelftestContext, check: str, name: str, success: str) -> CheckResult:
+    differences = _state_differences(_run_state(context.folder / "first"), _run_state(context.folder / name))
     rest = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
     return CheckResult(check, not differences, f"differs in {differences[0]}{rest}" if differences else success)
 
 
-def check_repeat(bench: SelftestContext) -> CheckResult:
+def check_repeat(context: SelftestContext) -> CheckResult:
     """Train twice and compare."""
-    result = fit(bench.build_setup("first", save_every=1))
-    fit(bench.build_setup("again"))
-    bench.step_seconds = bench.experiment.train.batch / result["images_per_second"]
-    return _compare_runs(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
+    result = fit(context.build_setup("first", save_every=1))
+    fit(context.build_setup("again"))
+    context.step_seconds = context.experiment.train.batch / result["images_per_second"]
+    return _compare_runs(context, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
 
 
-def check_resume(bench: SelftestContext) -> CheckResult:
+def check_resume(context: SelftestContext) -> CheckResult:
     """Resume the training from the middle of its first epoch and compare."""
-    saved = checkpoints.list_checkpoints(bench.folder / "first" / "checkpoints")
+    saved = checkpoints.list_checkpoints(context.folder / "first" / "checkpoints")
     middle = saved[max(0, len(saved) // 4 - 1)]
-    shutil.copytree(bench.folder / "first", bench.folder / "resumed")
+    shutil.copytree(context.folder / "first", context.folder / "resumed")
     for later_checkpoint in saved[saved.index(middle) + 1 :]:
-        shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later_checkpoint.name)
-    fit(bench.build_setup("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
-    return _compare_runs(bench, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit")
+        shutil.rmtree(context.folder / "resumed" / "checkpoints" / later_checkpoint.name)
+    fit(context.build_setup("resumed"), checkpoints.load(context.folder / "resumed" / "checkpoints" / middle.name))
+    return _compare_runs(
+        context, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit"
+    )
 
 
-def check_workers(bench: SelftestContext) -> CheckResult:
+def check_workers(context: SelftestContext) -> CheckResult:
     """Train on images that two threads decode ahead of use, and compare."""
 
     def stream_images(examples: Examples) -> Examples:
-        image = bench.experiment.data.image
-        decoder = Decoder(examples.source, bench.data.facts.image, image, None)
-        images = DecodingStore(decoder, 2, bench.experiment.data.timeout)
+        image = context.experiment.data.image
+        decoder = Decoder(examples.source, context.data.facts.image, image, None)
+        images = DecodingStore(decoder, 2, context.experiment.data.timeout)
         return replace(examples, images=images, rows=examples.source_rows)
 
-    data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})
-    fit(replace(bench.build_setup("workers", data), prefetch=3))
-    return _compare_runs(bench, "reading threads change no bit", "workers", "two threads, to the last bit")
+    data = replace(
+        context.data, splits={name: stream_images(examples) for name, examples in context.data.splits.items()}
+    )
+    fit(replace(context.build_setup("workers", data), prefetch=3))
+    return _compare_runs(context, "reading threads change no bit", "workers", "two threads, to the last bit")

@@ -50,10 +50,10 @@ def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[st
     prepared = prepare_training(experiment, load_initial_weights(experiment), device)
     results = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
-        bench = _make_bench(prepared, device, Path(folder))
+        context = _build_context(prepared, device, Path(folder))
         for check in CHECKS:
             with _silence_notes():
-                results.append(check(bench))
+                results.append(check(context))
     return {
         "name": experiment.name,
         "seconds": round(time.monotonic() - start, 1),
@@ -76,7 +76,7 @@ def _silence_notes() -> Iterator[None]:
         yield
 
 
-def _make_bench(prepared: PreparedTraining, device: torch.device, folder: Path) -> SelftestContext:
+def _build_context(prepared: PreparedTraining, device: torch.device, folder: Path) -> SelftestContext:
     spec, data = prepared.experiment.train, prepared.data
     batch = min(max(min(spec.batch, _MAX_BATCH), 2 * spec.accumulate), len(data.splits["train"]))
     counts = {"train": batch * _STEPS_PER_EPOCH, "val": _MAX_VAL_IMAGES}
@@ -93,24 +93,24 @@ def _random_samples(examples: Examples, count: int) -> Examples:
     return examples.select(is_selected)
 
 
-def check_first_loss(bench: SelftestContext) -> CheckResult:
+def check_first_loss(context: SelftestContext) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
     check = "the first loss equals that of a random guess"
-    expected = bench.task.learning.guess_loss()
-    if bench.prepared.weights:
+    expected = context.task.learning.guess_loss()
+    if context.prepared.weights:
         return CheckResult(check, None, "starts from given weights")
     if expected is None:
         return CheckResult(check, None, "unknown for this task")
-    setup = bench.build_setup("untrained")
+    setup = context.build_setup("untrained")
     loss = float(Learner(setup).backward(setup.batches(1).at(0), 0))
     is_close = abs(loss - expected) <= 0.3 + 0.25 * expected
     return CheckResult(check, is_close, f"{loss:.3f}, a guess has {expected:.3f}")
 
 
-def check_overfitting(bench: SelftestContext) -> CheckResult:
+def check_overfitting(context: SelftestContext) -> CheckResult:
     """Overfit sixteen images."""
-    learner = Learner(bench.build_setup("overfit", accumulate=1, optimizer=GENTLE_OPTIMIZER, clip=None))
-    batch = bench.first_batch(16)
+    learner = Learner(context.build_setup("overfit", accumulate=1, optimizer=GENTLE_OPTIMIZER, clip=None))
+    batch = context.first_batch(16)
     first = highest = loss = float(learner.backward(batch, 0))
     start, step = time.monotonic(), 0
     while loss > 0.05 * first and step < 300 and time.monotonic() - start < _LEARN_SECONDS:
@@ -120,19 +120,19 @@ def check_overfitting(bench: SelftestContext) -> CheckResult:
         highest = max(highest, loss)
     # Without a known loss of a guess, as for detectors, the loss may rise at first: better boxes raise the scores that
     # the network has to reach.
-    reference = highest if bench.task.learning.guess_loss() is None else first
+    reference = highest if context.task.learning.guess_loss() is None else first
     is_overfitted = loss < first and loss < reference / 2
     return CheckResult("one batch can be overfitted", is_overfitted, f"loss {first:.3f} -> {loss:.3f} in {step} steps")
 
 
-def check_shuffled_labels(bench: SelftestContext) -> CheckResult:
+def check_shuffled_labels(context: SelftestContext) -> CheckResult:
     """Train on true and on shuffled targets, and compare how well each predicts the targets of val."""
     check = "nothing is learned from shuffled labels"
-    if bench.task.requirements.unseen_classes:
-        _train_on(bench, "true", lambda examples: examples)
+    if context.task.requirements.unseen_classes:
+        _train_on(context, "true", lambda examples: examples)
         return CheckResult(check, None, "val has other people than train, so its labels have no loss")
-    true_gain = _label_gain(bench, "true", lambda examples: examples)
-    shuffled_gain = _label_gain(bench, "shuffled", _shuffle_labels)
+    true_gain = _label_gain(context, "true", lambda examples: examples)
+    shuffled_gain = _label_gain(context, "shuffled", _shuffle_labels)
     gains = f"true labels lower the loss by {true_gain:.3f}, shuffled ones by {shuffled_gain:.3f}"
     if true_gain < 0.02:
         return CheckResult(check, None, f"{gains}: too few steps to tell")
@@ -148,50 +148,48 @@ def _shuffle_labels(examples: Examples) -> Examples:
     return replace(examples, targets=targets, objects=objects)
 
 
-def _train_on(bench: SelftestContext, name: str, transform: Callable[[Examples], Examples]) -> Learner:
+def _train_on(context: SelftestContext, name: str, transform: Callable[[Examples], Examples]) -> Learner:
     """Train briefly on transformed training images; keeps and returns the learner."""
-    steps = int(min(max(_LEARN_SECONDS / max(bench.step_seconds, 1e-6), _LEARN_STEPS[0]), _LEARN_STEPS[1]))
-    data = replace(bench.data, splits=bench.data.splits | {"train": transform(bench.data.splits["train"])})
-    setup = bench.build_setup(name, data, optimizer=GENTLE_OPTIMIZER, clip=None, ema=None)
+    steps = int(min(max(_LEARN_SECONDS / max(context.step_seconds, 1e-6), _LEARN_STEPS[0]), _LEARN_STEPS[1]))
+    data = replace(context.data, splits=context.data.splits | {"train": transform(context.data.splits["train"])})
+    setup = context.build_setup(name, data, optimizer=GENTLE_OPTIMIZER, clip=None, ema=None)
     learner, batches = Learner(setup), setup.batches(setup.spec.accumulate)
     for step in range(steps):
         learner.backward(batches.at(step), step)
         learner.update_weights(step, 1.0)
     batches.close()
-    bench.learners[name] = learner
+    context.learners[name] = learner
     return learner
 
 
-def _label_gain(bench: SelftestContext, name: str, transform: Callable[[Examples], Examples]) -> float:
+def _label_gain(context: SelftestContext, name: str, transform: Callable[[Examples], Examples]) -> float:
     """Train, and return by how much the loss on val's own targets is lower than on shuffled ones."""
-    learner = _train_on(bench, name, transform)
-    outputs, targets = _val_outputs(bench, learner)
-    with torch.inference_mode():
-        own_loss = _total_loss(learner.criterion(outputs, targets))
-        other_losses = [
-            _total_loss(learner.criterion(outputs, {key: values[order] for key, values in targets.items()}))
-            for order in (permutation(2, number, len(outputs)).to(bench.device) for number in range(_SHUFFLES))
-        ]
+    learner, examples = _train_on(context, name, transform), context.data.splits["val"]
+    count = len(examples)
+    targets = examples.batch_targets(torch.arange(count), context.device)
+    orders = [torch.arange(count), *(permutation(2, number, count) for number in range(_SHUFFLES))]
+    totals = [0.0] * len(orders)
+    for outputs, index_B in _val_outputs(context, learner):
+        for number, order in enumerate(orders):
+            rows_B = order[index_B].to(context.device)
+            losses = learner.criterion(outputs, {key: values[rows_B] for key, values in targets.items()})
+            totals[number] += float(sum(losses.values())) * len(outputs)
+    own_loss, *other_losses = (total / count for total in totals)
     return sum(other_losses) / len(other_losses) - own_loss
 
 
-def _total_loss(losses: dict[str, Tensor]) -> float:
-    return float(sum(losses.values()))
-
-
-def _val_outputs(bench: SelftestContext, learner: Learner) -> tuple[Tensor, dict[str, Tensor]]:
-    """Raw outputs of the network on val, and the targets."""
-    examples = bench.data.splits["val"]
+def _val_outputs(context: SelftestContext, learner: Learner) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the network's raw outputs on val batch by batch, with the indices of the samples."""
     learner.network.eval()
-    with torch.inference_mode():
-        parts = batches_in_order(examples, bench.experiment.train.batch, bench.device)
-        outputs = torch.cat([learner.network(part.images).float() for part in parts])
-    return outputs, examples.batch_targets(torch.arange(len(examples)), bench.device)
+    for batch in batches_in_order(context.data.splits["val"], context.experiment.train.batch, context.device):
+        with torch.no_grad():
+            outputs = learner.network(batch.images).float()
+        yield outputs, batch.index_B
 
 
-def check_live_units(bench: SelftestContext) -> CheckResult:
+def check_live_units(context: SelftestContext) -> CheckResult:
     """Find channels whose activation is the same for every image."""
-    learner, ranges = bench.learners["true"], {}  # type: ignore[var-annotated]
+    learner, ranges = context.learners["true"], {}  # type: ignore[var-annotated]
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -208,7 +206,8 @@ def check_live_units(bench: SelftestContext) -> CheckResult:
         if type(module).__module__ == "torch.nn.modules.activation"
     }
     handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
-    _val_outputs(bench, learner)
+    for _ in _val_outputs(context, learner):
+        pass  # the hooks look at the activations
     for handle in handles:
         handle.remove()
     dead_shares = {name: float((low == high).float().mean()) for name, (low, high) in ranges.items()}
@@ -221,11 +220,11 @@ def check_live_units(bench: SelftestContext) -> CheckResult:
     )
 
 
-def check_gradient_flow(bench: SelftestContext) -> CheckResult:
+def check_gradient_flow(context: SelftestContext) -> CheckResult:
     """Check that no parameter's gradient is missing or all zeros after some training."""
-    learner = bench.learners["true"]
+    learner = context.learners["true"]
     learner.network.train()
-    learner.backward(bench.first_batch(min(16, bench.experiment.train.batch)), 0)
+    learner.backward(context.first_batch(min(16, context.experiment.train.batch)), 0)
     named_parameters = learner.network_and_criterion.named_parameters()
     parameters = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     unreached = [name for name, parameter in parameters if parameter.grad is None or not bool(parameter.grad.any())]
@@ -234,11 +233,11 @@ def check_gradient_flow(bench: SelftestContext) -> CheckResult:
     return CheckResult(check, not unreached, failure if unreached else f"{len(parameters)} tensors")
 
 
-def check_single_images(bench: SelftestContext) -> CheckResult:
+def check_single_images(context: SelftestContext) -> CheckResult:
     """Compare outputs of single images with those of a batch: in evaluation, batch norm must not mix images."""
-    learner = bench.learners["true"]
+    learner = context.learners["true"]
     learner.network.eval()
-    images = bench.first_batch(8).images
+    images = context.first_batch(8).images
     with torch.inference_mode():
         batched = learner.network(images)
         single = torch.cat([learner.network(image[None]) for image in images])

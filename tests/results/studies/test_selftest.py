@@ -53,6 +53,19 @@ def test_all_checks_pass_and_no_file_is_left_behind(run_cli, tiny, tmp_path, mon
     assert "tiny: all checks passed" in out
 
 
+def test_no_loss_is_computed_of_more_than_a_batch(monkeypatch):
+    """The outputs of a large segmentation network on all of val would not fit into memory."""
+    real, sizes = CrossEntropy.forward, set()
+
+    def watch(self, outputs, targets):
+        sizes.add(len(outputs))
+        return real(self, outputs, targets)
+
+    monkeypatch.setattr(CrossEntropy, "forward", watch)
+    assert check_verdicts("train.batch=32")[ALL[5]]
+    assert max(sizes) == 32
+
+
 def assert_fails(*names: str, also: tuple[str, ...] = ()) -> None:
     found = {name for name, passed in check_verdicts().items() if passed is False}
     assert set(names) <= found <= {*names, *also}
