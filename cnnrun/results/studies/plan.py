@@ -23,7 +23,8 @@ from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.contracts.facts import DataFacts
-from cnnrun.contracts.source import SourceContents, Split
+from cnnrun.contracts.layer import Shape
+from cnnrun.contracts.source import Masks, SourceContents, Split
 from cnnrun.data.dataset import Examples
 from cnnrun.data.file_listing import list_files
 from cnnrun.data.index import SourceIndex, index_source
@@ -65,12 +66,10 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
         speed = _measure_speed(prepared, device, Path(folder))
     plan = _predict_times(experiment, facts, speed)
     undecoded = sum(undecoded_counts.values())
-    image_bytes = int(np.prod(facts.image))
+    sample_count = sum(len(split) for split in indexed.source_splits())
     plan |= {
         "decode_seconds": round(undecoded / images_per_second, 1),
-        "cache_mib": round(sum(len(split) for split in indexed.source_splits()) * image_bytes / 2**20, 1)
-        if undecoded
-        else 0.0,
+        "cache_mib": round(sample_count * _sample_bytes(indexed, facts) / 2**20, 1) if undecoded else 0.0,
         "peak_memory_mib": peak_memory_mib(device)
         + _remaining_memory_mib(experiment, indexed, facts, decoded if undecoded else int(speed["read"]), device),
     }
@@ -79,13 +78,25 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
 
 
 def _undecoded_count(experiment: Experiment, split: Split) -> int:
-    """Number of images of a split that a training would have to decode first."""
-    if isinstance(split.images, np.ndarray):
-        return 0
+    """Number of images of a split that a training would have to decode first: they or their masks are not cached."""
     data, shape = experiment.data, experiment.data.image_shape()
     assert shape is not None, "a config without an image size is refused when it is read"
-    files = list_files(split, data.fingerprint == "content", data.workers)
-    return 0 if is_cached(split, shape, data.image, data, files) else len(split)
+
+    def needs_decoding(part: Split | Masks, part_shape: Shape) -> bool:
+        if isinstance(part.images, np.ndarray):
+            return False
+        files = list_files(part, data.fingerprint == "content", data.workers)
+        return not is_cached(part, part_shape, data.image, data, files)
+
+    has_undecoded_masks = split.masks is not None and needs_decoding(split.masks, (1, *shape[1:]))
+    return len(split) if has_undecoded_masks or needs_decoding(split, shape) else 0
+
+
+def _sample_bytes(indexed: SourceIndex, facts: DataFacts) -> int:
+    """Bytes of a decoded image, and of its mask if the images have masks."""
+    channels, height, width = facts.image
+    has_masks = any(split.masks is not None for split in indexed.source_splits())
+    return (channels + has_masks) * height * width
 
 
 def _sample_index(indexed: SourceIndex) -> SourceIndex:
@@ -125,7 +136,7 @@ def _measure_speed(prepared: PreparedTraining, device: torch.device, folder: Pat
     steps, epoch_end, result = run_training("measured", steps, val_images)
     return {
         "step": spec.batch / result["images_per_second"],
-        "aside": epoch_end,
+        "epoch_end": epoch_end,
         "val": val_images,
         "read": steps * batch + val_images,
         "wait": result["data_wait_share"],
@@ -139,7 +150,7 @@ def _first_samples(examples: Examples, count: int) -> Examples:
 def _predict_times(experiment: Experiment, facts: DataFacts, speed: dict[str, float]) -> dict[str, Any]:
     spec = experiment.train
     steps = spec.steps_per_epoch(facts.counts["train"])
-    epoch_end = speed["aside"] * facts.counts["val"] / speed["val"]
+    epoch_end = speed["epoch_end"] * facts.counts["val"] / speed["val"]
     epoch = steps * speed["step"] + epoch_end
     return {
         "epochs": spec.epochs,
@@ -156,12 +167,12 @@ def _remaining_memory_mib(
     experiment: Experiment, indexed: SourceIndex, facts: DataFacts, decoded_count: int, device: torch.device
 ) -> int:
     """MiB of decoded images that a whole training holds in memory beyond the short training's `decoded_count`."""
-    image_bytes = int(np.prod(facts.image))
+    sample_bytes = _sample_bytes(indexed, facts)
     file_count = sum(len(split) for split in indexed.source_splits() if not isinstance(split.images, np.ndarray))
-    if device.type == "cuda" or not file_count or file_count * image_bytes > experiment.data.memory_gib * 2**30:
+    if device.type == "cuda" or not file_count or file_count * sample_bytes > experiment.data.memory_gib * 2**30:
         return 0
     image_count = sum(indexed.counts[name] for name in ("train", "val"))
-    return max(0, round((image_count - decoded_count) * image_bytes / 2**20))
+    return max(0, round((image_count - decoded_count) * sample_bytes / 2**20))
 
 
 _COMPARED_KEYS = ("seconds", "peak_memory_mib", "data_wait_share")  # keys of a plan and of a training's result
@@ -190,10 +201,10 @@ def compare_with_plan(
     with storage_errors(run.path / PLAN, 4096):
         run.replace(PLAN, json_bytes({"planned": plan, "measured": {name: result[name] for name in _COMPARED_KEYS}}))
     seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
-    planned, taken = (
+    planned_text, measured_text = (
         f"{format_duration(duration)} and {size:,.0f} MiB" for duration, size in zip(seconds, memory, strict=True)
     )
-    say(f"planned {planned}; it took {taken}")
+    say(f"planned {planned_text}; it took {measured_text}")
 
 
 def _plan_settings(experiment: Experiment, environment: dict[str, Any]) -> dict[str, Any]:

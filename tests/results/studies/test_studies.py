@@ -40,6 +40,7 @@ from cnnrun.tasks.temperature import fit_temperature
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, outcome
+from tests.support.images import save_picture
 from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
@@ -584,8 +585,6 @@ def test_a_plan_is_stored_and_compared_with_the_measured_training(config, tmp_pa
 
 
 def test_a_plan_leaves_the_cache_unchanged_and_estimates_what_is_missing(tmp_path, monkeypatch):
-    from tests.support.images import save_picture
-
     for number in range(60):
         save_picture(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png", seed=number)
     text = (
@@ -603,6 +602,33 @@ def test_a_plan_leaves_the_cache_unchanged_and_estimates_what_is_missing(tmp_pat
     again = plan.plan_training(made, CPU, tmp_path / "runs")
     assert again["decode_seconds"] == 0
     assert again["cache_mib"] == 0
+
+
+def test_a_plan_counts_masks_as_it_counts_images(tmp_path, monkeypatch):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(60):
+        save_picture(tmp_path / "images" / f"{number}.png", seed=number)
+        with Pil.open(tmp_path / "images" / f"{number}.png") as image:
+            Pil.new("L", image.size, number % 2).save(tmp_path / "masks" / f"{number}.png")
+    text = (
+        f"task: segment\ndata: {{source: {{masks: {{images: '{tmp_path / 'images'}', masks: '{tmp_path / 'masks'}', "
+        "classes: [a, b]}}, image: {size: 256, channels: 1, mean: [0], std: [1]}, split: {val: 0.5}, "
+        f"cache_dir: '{tmp_path / 'cache'}'}}\nmodel: [{{conv: {{out_channels: 2, stride: 8}}}}]\n"
+        "train: {epochs: 1, batch: 8}\n"
+    )
+    made = config_file.parse_config(text, "f.yaml", ["name=f"])
+    monkeypatch.setattr(plan, "_MAX_DECODED_IMAGES", 10)
+    monkeypatch.setattr(plan, "_MEASURED_SECONDS", 0.5)
+    monkeypatch.setattr(plan, "peak_memory_mib", lambda device: 0)
+    mib = 2 * 256 * 256 / 2**20  # an image and its mask
+    planned = plan.plan_training(made, CPU, tmp_path / "runs")
+    assert planned["cache_mib"] == pytest.approx(60 * mib, abs=0.05)
+    assert planned["peak_memory_mib"] == pytest.approx((60 - 2 * 10) * mib, abs=0.5)
+    train_run(made, tmp_path / "runs", CPU, resume=False)
+    assert plan.plan_training(made, CPU, tmp_path / "runs")["decode_seconds"] == 0
+    os.utime(tmp_path / "masks" / "0.png", (1, 1))
+    assert plan.plan_training(made, CPU, tmp_path / "runs")["cache_mib"] == planned["cache_mib"]
 
 
 def test_a_damaged_plan_is_ignored(config, tmp_path, run_cli):
