@@ -13,7 +13,7 @@ from torch import Tensor
 from cnnrun.base.errors import escape
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
-from cnnrun.contracts.source import BadBox, Split
+from cnnrun.contracts.source import BadBox, Masks, Split
 from cnnrun.data.masks import images_with_class
 from cnnrun.data.storage import ImageStore, StoredSplit
 from cnnrun.data.targets import count_classes, flatten_targets, target_codes
@@ -82,15 +82,18 @@ class Dataset:
     skipped_samples: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()  # remarks on the data, a line each, for the user
     bad_boxes: tuple[BadBox, ...] = ()
-    # Name, split and (size, time) of each file, for the source's splits that consist of files.
-    file_listings: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()
+    # Name, split and (size, time) of each file, for the source's splits that consist of files, then for their masks.
+    file_listings: tuple[tuple[str, Split | Masks, NDArray[np.int64]], ...] = ()
 
     def listing_lines(self) -> Iterator[str]:
         """Yield a line for each file: split, path, size, modification time in ns, label (or a digest of its boxes).
 
-        Splits whose images are in memory have no lines.
+        The label of a mask's file is `mask`. Splits whose images are in memory have no lines.
         """
-        for name, split, listing in self.file_listings:
-            labels = target_codes(split.targets, split.objects, len(split)).tolist()
+        for name, part, listing in self.file_listings:
+            if isinstance(part, Masks):
+                labels = ["mask"] * len(part)
+            else:
+                labels = target_codes(part.targets, part.objects, len(part)).tolist()
             for index, (size, modified_ns, *_) in enumerate(listing.tolist()):
-                yield f"{name}\t{escape(split.sample_name(index))}\t{size}\t{modified_ns}\t{labels[index]}"
+                yield f"{name}\t{escape(part.sample_name(index))}\t{size}\t{modified_ns}\t{labels[index]}"

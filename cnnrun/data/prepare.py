@@ -102,14 +102,16 @@ def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits
         class_ids=source_index.contents.class_ids,
         numbers=source_index.numbers(),
     )
-    listings = [(name, split, decoded.file_listings[id(split)]) for name, split in source_index.contents.splits.items()]
+    parts: list[tuple[str, Split | Masks]] = list(source_index.contents.splits.items())
+    parts += [(name, split.masks) for name, split in source_index.contents.splits.items() if split.masks is not None]
+    listings = [(name, part, decoded.file_listings[id(part)]) for name, part in parts]
     dataset = Dataset(
         facts,
         _build_examples(splits, decoded, shape, data.image),
         decoded.stored_splits,
         tuple(skipped),
         bad_boxes=source_index.contents.bad_boxes,
-        file_listings=tuple((name, split, files) for name, split, files in listings if files is not None),
+        file_listings=tuple((name, part, files) for name, part, files in listings if files is not None),
     )
     if not decoded.has_all_splits:
         return dataset

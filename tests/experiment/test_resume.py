@@ -13,8 +13,8 @@ from cnnrun.base.errors import CheckpointError
 from cnnrun.experiment import config_file, preparation, schema
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import run_folder
-from tests.support.configs import TINY
-from tests.support.images import save_class_folders, save_picture
+from tests.support.configs import TINY, case_config
+from tests.support.images import save_class_folders, save_picture, write_pictures
 from tests.support.interrupted_trainings import stop_at
 
 CPU = torch.device("cpu")
@@ -118,6 +118,17 @@ def test_changed_data_is_refused_with_what_changed(unfinished_run, pets, tmp_pat
     os.utime(kept, (1, 1))
     save_picture(pets / "elk" / "1.png", seed=555, size=(8, 8))
     expect_refusal(said="the classes were cat, dog, and are cat, dog, elk")
+
+
+def test_a_changed_mask_is_named(tmp_path):
+    folder = write_pictures(tmp_path / "pets")
+    experiment = case_config(folder, tmp_path, (0, 1, "segment"))
+    with stop_at(1):
+        train_run(experiment, tmp_path / "runs", CPU, resume=False)
+    mask = folder.parent / "masks" / "masks" / "3.png"
+    os.utime(mask, (1, 1))
+    with pytest.raises(CheckpointError, match=f"{mask} changed"):
+        train_run(experiment, tmp_path / "runs", CPU, resume=True)
 
 
 def test_the_environment_of_an_earlier_resume_is_remembered(unfinished_run, pets, tmp_path):
