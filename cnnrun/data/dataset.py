@@ -14,7 +14,7 @@ from cnnrun.base.errors import escape
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.source import BadBox, Masks, Split
-from cnnrun.data.masks import images_with_class
+from cnnrun.data.masks import find_shown_classes
 from cnnrun.data.storage import ImageStore, StoredSplit
 from cnnrun.data.targets import count_classes, flatten_targets, target_codes
 
@@ -64,7 +64,7 @@ class Examples:
     def class_counts(self, classes: int) -> tuple[int, ...]:
         """Number of images, or of objects, of each class; with masks, of images that show it. Empty without classes."""
         if self.masks is not None:
-            return tuple(images_with_class(self.masks, self.source_rows, classes).sum(0).tolist())
+            return tuple(find_shown_classes(self.masks, self.source_rows, classes).sum(0).tolist())
         return count_classes(self.all_targets(), classes)
 
     def load_images(self, index_B: Tensor) -> Tensor:

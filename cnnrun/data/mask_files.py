@@ -30,7 +30,9 @@ def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSetti
         classes = np.asarray(class_of_value, np.uint8)[values]
         if UNKNOWN in classes:
             value = int(values[classes == UNKNOWN].min())
-            raise ImageRefusedError(f"the mask has the value {value}, which is no class; see values and ignore")
+            raise ImageRefusedError(
+                f"the mask has the value {value}, which is neither in source.masks.values nor in ignore"
+            )
         size = upright_size(image, orientation)
         return DecodedImage(Pil.fromarray(classes), size, image.format, image.mode, orientation)
 

@@ -1,4 +1,4 @@
-"""Decoded masks: their problems, and which classes they show."""
+"""Decoded masks: their problems, and the classes that they show."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def mask_problems(split: Split, rows: Tensor, stored: StoredSplit, stored_masks:
     return problems
 
 
-def images_with_class(masks: ImageStore, rows: Tensor, class_count: int) -> Tensor:
-    """Which classes each mask shows: bool [N, K]."""
+def find_shown_classes(masks: ImageStore, rows: Tensor, class_count: int) -> Tensor:
+    """Mark the classes that each mask shows: bool [N, K]."""
     shows = torch.zeros(len(rows), IGNORED + 1, dtype=torch.bool)
-    start = 0
+    position = 0
     for part in rows.split(images_per_block(int(np.prod(masks.shape)))):
         for values in masks.take(part):
-            shows[start, values.unique().long()] = True
-            start += 1
+            shows[position, values.unique().long()] = True
+            position += 1
     return shows[:, :class_count]

@@ -224,7 +224,7 @@ def compare_metrics(first: Measurement, other: Measurement) -> list[dict[str, An
 
 def _bootstrap_differences(first: Measurement, other: Measurement, name: str) -> NDArray[np.float64] | None:
     """Differences of a metric over the bootstrap draws in which both have it; None without common draws."""
-    draws = [each.bootstrap_draws.get(name) for each in (first, other)]
+    draws = [measurement.bootstrap_draws.get(name) for measurement in (first, other)]
     if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
         return None
     difference: NDArray[np.float64] = draws[1] - draws[0]

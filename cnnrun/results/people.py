@@ -212,7 +212,7 @@ class GallerySearch:
 
 @dataclass(frozen=True)
 class Identification(Prediction):
-    """The people who are most similar to the one in an image, the most similar first, and the least similarity."""
+    """The people most similar to the one in an image, most similar first, and the similarity that a match needs."""
 
     matches: Sequence[tuple[str, float]]
     threshold: float

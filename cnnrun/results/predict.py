@@ -27,7 +27,7 @@ _GENERATOR = "cnnrun predict"  # written into the PNG files, which marks them as
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Output besides the rows: minimum scores, folders for drawings and masks, a file in COCO's results."""
+    """Output besides the rows: minimum scores, folders for drawings and masks, a file in COCO's results format."""
 
     scores: Sequence[str] = ()
     draw: Path | None = None
@@ -62,7 +62,7 @@ def predict_paths(
     if (output.scores or coco) and not predicting.has_objects:
         raise ConfigError(f"--score and --coco need a network that finds objects; {trained.task.kind} finds none")
     if output.draw and not predicting.has_overlays:
-        raise ConfigError(f"--draw needs a network whose predictions have a place; {trained.task.kind} has none")
+        raise ConfigError(f"--draw needs a network that predicts boxes or masks; {trained.task.kind} predicts none")
     if output.masks and not predicting.has_class_maps:
         raise ConfigError(f"--masks needs a network with a class for each pixel; {trained.task.kind} has none")
     if output.draw and output.masks and output.draw.resolve() == output.masks.resolve():
@@ -127,7 +127,7 @@ def coco_results(predicted: PredictedFile) -> list[dict[str, Any]]:
         return []
     stem = predicted.path.stem
     image_id = int(stem) if stem.isdecimal() else predicted.path.name
-    return [{"image_id": image_id, **found} for found in predicted.prediction.coco_results()]
+    return [{"image_id": image_id, **detection} for detection in predicted.prediction.coco_results()]
 
 
 def overlay_drawer(folder: Path | None, image: ImageSettings) -> Callable[[PredictedFile], None]:

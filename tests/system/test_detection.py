@@ -237,7 +237,7 @@ def test_box_options_are_refused_for_other_tasks(trained_run, tmp_path, run_cli)
     objects = "--score and --coco need a network that finds objects; classify finds none"
     for option, words in (
         (["--score", "0.5"], objects),
-        (["--draw", tmp_path / "d"], "--draw needs a network whose predictions have a place; classify has none"),
+        (["--draw", tmp_path / "d"], "--draw needs a network that predicts boxes or masks; classify predicts none"),
         (["--coco", tmp_path / "c.json"], objects),
     ):
         code, out, err = run_cli("predict", picture, "--run", trained_run, *option)

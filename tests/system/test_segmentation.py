@@ -53,7 +53,7 @@ def test_predicted_masks_have_the_size_of_their_images(of_each_task, run_cli, tm
     [
         ("segment", ["--score", "0.5"], "--score and --coco need a network that finds objects; segment finds none"),
         ("classify", ["--masks", "m"], "--masks needs a network with a class for each pixel; classify has none"),
-        ("classify", ["--draw", "d"], "--draw needs a network whose predictions have a place; classify has none"),
+        ("classify", ["--draw", "d"], "--draw needs a network that predicts boxes or masks; classify predicts none"),
     ],
 )
 def test_outputs_that_a_task_cannot_give_are_refused(task, options, words, of_each_task, run_cli, tmp_path):

@@ -105,18 +105,22 @@ def _read_split(images: Path, masks: Path, class_of_value: tuple[int, ...]) -> S
     for name in _image_names(masks):
         masks_by_stem.setdefault(Path(name).stem, []).append(name)
     problems, mask_names = [], []
+    name_of_stem: dict[str, str] = {}
     for name in names:
-        found = masks_by_stem.pop(Path(name).stem, [])
-        mask_names += found[:1]
-        if len(found) != 1:
-            counted = f"{len(found)} masks of its name" if found else "no mask of its name"
-            problems.append(f"{escape(str(images / name))}: {counted} in {escape(str(masks))}")
+        candidates = masks_by_stem.pop(stem := Path(name).stem, [])
+        mask_names += candidates[:1]
+        if (other := name_of_stem.setdefault(stem, name)) != name:
+            problems.append(f"{escape(str(images / name))}: has the mask of {escape(other)}; give one another name")
+        elif len(candidates) != 1:
+            masks_text = format_count(len(candidates), "mask") if candidates else "no mask"
+            problems.append(f"{escape(str(images / name))}: {masks_text} of its name in {escape(str(masks))}")
     check_problems(problems)
     if masks_by_stem:
-        example = min(min(masks_by_stem.values()))
-        say(f"{escape(str(masks))}: {format_count(len(masks_by_stem), 'mask')} of no image, such as {example!r}")
+        unused = format_count(len(masks_by_stem), "mask has no image and is", "masks have no image and are")
+        say(f"{escape(str(masks))}: {unused} not used, such as {min(min(masks_by_stem.values()))!r}")
     files, mask_files = (
-        Files([os.fspath(folder / name) for name in found]) for folder, found in ((images, names), (masks, mask_names))
+        Files([os.fspath(folder / name) for name in file_names])
+        for folder, file_names in ((images, names), (masks, mask_names))
     )
     return Split(files, {}, str(images), masks=Masks(mask_files, class_of_value))
 

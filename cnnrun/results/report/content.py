@@ -225,7 +225,7 @@ def _worst_images_section(measured: MeasuredRun, worst: WorstImages) -> dict[str
                 "prediction": ""
                 if is_wide
                 else f"{worst.prediction_title}: {_first_predictions(mistake.prediction_text)}",
-                "badness": f"{worst.measure_name if worst.measure_name == 'loss' else 'by'} {mistake.measure:.3g}",
+                "badness": f"{'loss' if worst.measure_name == 'loss' else 'difference'} {mistake.measure:.3g}",
                 "alt": f"{mistake.target_text}, {worst.prediction_title}: {mistake.prediction_text}",
             }
             for mistake, image in zip(worst.images, images, strict=True)

@@ -135,7 +135,7 @@ def run_sweep(
     with hold_lock(folder / "study.lock", _wait_silently):  # one of several processes creates the study
         try:
             study = _open_study(experiment, folder, storage, space)
-        except StorageError:  # seen once: read while another process wrote to the journal
+        except StorageError:  # another process may be writing to the journal: read it once more
             time.sleep(_RETRY_SECONDS)
             study = _open_study(experiment, folder, storage, space)
     while (trial := _next_trial(study, folder, trials, experiment)) is not None:

@@ -111,16 +111,27 @@ def test_images_without_a_mask_are_named(root):
     assert "images/4.png: 2 masks of its name in" in str(refused.value.lines)
 
 
+def test_a_mask_is_of_one_image(root):
+    Image.new("L", (12, 8)).save(root / "images" / "3.bmp")
+    with pytest.raises(DataError) as refused:
+        read(data_of(root))
+    (line,) = refused.value.lines
+    assert line.endswith("images/3.png: has the mask of 3.bmp; give one another name")
+
+
 def test_a_mask_of_no_image_is_reported(root, capsys):
     (root / "images" / "3.png").unlink()
     read(data_of(root))
-    assert "1 mask of no image, such as '3.png'" in capsys.readouterr().err
+    assert "1 mask has no image and is not used, such as '3.png'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: Image.new("L", (12, 8), 7).save(path), "the mask has the value 7, which is no class"),
+        (
+            lambda path: Image.new("L", (12, 8), 7).save(path),
+            "the mask has the value 7, which is neither in source.masks.values nor in ignore",
+        ),
         (
             lambda path: Image.new("RGB", (12, 8)).save(path),
             "needs grey values of 8 bits, or a palette; it has RGB",
