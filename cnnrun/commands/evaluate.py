@@ -45,8 +45,7 @@ def print_evaluation(data: dict[str, Any], out: Output) -> None:
     if rows:
         out.print(build_table(["metric", "value", "from", "to (95 %)"], rows))
     for name, rows in data["tables"].items():
-        if name != "precision_recall":  # has about a hundred rows per class; see --json
-            class_tables.show_rows(out, rows)
+        class_tables.show_rows(out, name, rows)
     for name, matrix in data["matrices"].items():
         class_tables.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
     for path in data.get("plots", ()):

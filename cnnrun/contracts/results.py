@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,18 @@ class View:
     def as_tuple(self) -> tuple[float, ...]:
         """Scale, offset and size, each as x and y, for `average_precision.undo_view`."""
         return self.scale_x, self.scale_y, self.left, self.top, self.size[1], self.size[0]
+
+
+class RankedRows(list[dict[str, Any]]):
+    """A table with a row for each class or target, of which only the worst and the best rows are printed if it is long.
+
+    `rank_column` names the metric that ranks the rows; higher is better. `count_column` names the number of a class's
+    samples; rows without samples are not ranked.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], rank_column: str, count_column: str | None = None) -> None:
+        super().__init__(rows)
+        self.rank_column, self.count_column = rank_column, count_column
 
 
 @dataclass(frozen=True)

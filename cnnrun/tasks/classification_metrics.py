@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cnnrun.contracts.results import RankedRows
 
 Floats = NDArray[np.float64]
 CALIBRATION_BINS = 15
@@ -58,14 +59,15 @@ class SingleLabelPredictions:
             "ece": self._bins.calibration_error(weight_N),
         }
 
-    def per_class_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def per_class_rows(self, names: Sequence[str]) -> RankedRows:
         """Precision, recall, F1 and support of each class; 0 where the ratio's denominator is 0."""
         hits_K, predicted_K, actual_K = self._count_positives(None)
         columns = {name: values.tolist() for name, values in _class_metrics(hits_K, predicted_K, actual_K).items()}
-        return [
+        rows = (
             {"class": name, **{column: values[k] for column, values in columns.items()}, "support": int(actual_K[k])}
             for k, name in enumerate(names)
-        ]
+        )
+        return RankedRows(rows, "f1", "support")
 
     def reliability_rows(self) -> list[dict[str, float]]:
         """Rows of the reliability diagram: see `ReliabilityBins.reliability_rows`."""
@@ -208,7 +210,7 @@ class MultilabelPredictions:
         middle = (upper + lower) / 2
         return middle if lower < middle < upper else upper
 
-    def per_class_rows(self, names: Sequence[str], threshold_K: Floats) -> list[dict[str, Any]]:
+    def per_class_rows(self, names: Sequence[str], threshold_K: Floats) -> RankedRows:
         """AP of each class, and its precision, recall and F1 at its threshold. The AP by chance is the prevalence."""
         weight = np.ones(len(self))
         hits, predicted, actual = self._count_positives(weight)
@@ -217,7 +219,7 @@ class MultilabelPredictions:
             "threshold": threshold_K,
             "prevalence": actual / len(self),
         }
-        return [
+        rows = (
             {
                 "class": name,
                 "AP": self._average_precision(k, weight) if actual[k] else None,
@@ -225,7 +227,8 @@ class MultilabelPredictions:
                 "support": int(actual[k]),
             }
             for k, name in enumerate(names)
-        ]
+        )
+        return RankedRows(rows, "AP", "support")
 
     def reliability_rows(self) -> list[dict[str, float]]:
         """Rows of the reliability diagram, in which every class of every image counts once."""

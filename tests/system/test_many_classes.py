@@ -20,6 +20,7 @@ from cnnrun.commands.evaluate import print_evaluation
 from cnnrun.commands.tables import print_findings
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.results import RankedRows
 from cnnrun.results import compare
 from cnnrun.results.report import charts
 from cnnrun.results.report import write as reporting
@@ -143,14 +144,16 @@ def test_a_diagonal_confusion_matrix_is_reported_as_no_confusion(capsys):
 
 
 def test_a_class_without_samples_is_neither_best_nor_worst():
-    rows = [{"class": str(n), "AP": n / 100 if n % 2 else None, "objects": n % 2} for n in range(60)]
-    shown, more = select_rows(rows)
-    assert [row["AP"] for row in shown] == [n / 100 for n in (*range(1, 20, 2), *range(41, 60, 2))]
-    assert more == "the 10 worst and the 10 best of 60, by AP; 40 more (--json has them all)"
-    shown, more = select_rows([row | {"AP": None} if int(row["class"]) > 20 else row for row in rows])
-    assert [row["class"] for row in shown] == [str(n) for n in range(1, 20, 2)]
-    assert more == "the 10 with samples of 60, by AP; 50 more (--json has them all)"
-    assert select_rows([{"rank": n} for n in range(31)])[1] == "1 more (--json has them all)"
+    rows = [{"class": str(n), "AP": n / 100 if n % 3 else None, "objects": n % 2} for n in range(90)]
+    shown, more = select_rows(RankedRows(rows, "AP", "objects"))
+    known = [n / 100 for n in range(90) if n % 2 and n % 3]
+    assert [row["AP"] for row in shown] == [*known[:10], *known[-10:]]
+    assert more == "the 10 worst and the 10 best of 90, by AP; 70 more (--json has them all)"
+    few = RankedRows((row | {"AP": None} if int(row["class"]) > 20 else row for row in rows), "AP")
+    shown, more = select_rows(few)
+    assert [int(row["class"]) for row in shown] == [n for n in range(21) if n % 3]
+    assert more == "the 14 with samples of 90, by AP; 76 more (--json has them all)"
+    assert select_rows([{"rank": n} for n in range(31)]) == ([], "31 rows (--json has them all)")
     assert select_rows(rows[:30]) == (rows[:30], "")
 
 

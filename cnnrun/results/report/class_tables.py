@@ -6,34 +6,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnrun.base.console import Output, build_table
+from cnnrun.contracts.results import RankedRows
 
 MAX_PRINTED_CLASSES = 30  # tables and matrices of more classes are not printed in full
 _MAX_PAIRS = 20  # most confused pairs of classes printed instead of a larger matrix
 _ROWS_PER_END = 10  # worst rows, and as many best rows, printed of a longer table
-_RANKING_METRICS = ("AP", "f1", "iou", "gain")  # rows are ranked by the first of these that the table has
-_COUNT_COLUMNS = ("support", "objects", "pixels")  # columns that count a class's samples
 
 Row = dict[str, Any]
 
 
-def show_rows(out: Output, rows: Sequence[Row]) -> None:
+def show_rows(out: Output, name: str, rows: Sequence[Row]) -> None:
     """Print a table in full, or its worst and best rows with a note on how many are left out."""
     selected, note = select_rows(rows)
     if selected:
         cells = [[format_cell(value) for value in row.values()] for row in selected]
         out.print(build_table(list(selected[0]), cells))
     if note:
-        out.print(note)
+        out.print(f"{name}: {note}")
 
 
 def select_rows(rows: Sequence[Row]) -> tuple[Sequence[Row], str]:
-    """Select the rows to print; returns them with a note on the others, empty if there are none."""
+    """Select the rows to print; returns them with a note on the others, empty if there are none.
+
+    A long table without a ranking, such as the points of a curve, is not printed.
+    """
     if len(rows) <= MAX_PRINTED_CLASSES:
         return rows, ""
-    metric = next((name for name in _RANKING_METRICS if name in rows[0]), None)
-    if metric is None:
-        return rows[:MAX_PRINTED_CLASSES], f"{len(rows) - MAX_PRINTED_CLASSES:,} more (--json has them all)"
-    ranked = sorted((row for row in rows if _has_samples(row, metric)), key=lambda row: float(row[metric]))
+    if not isinstance(rows, RankedRows):
+        return [], f"{len(rows):,} rows (--json has them all)"
+    metric, count_column = rows.rank_column, rows.count_column
+    with_samples = [row for row in rows if row[metric] is not None and (count_column is None or row[count_column])]
+    ranked = sorted(with_samples, key=lambda row: float(row[metric]))
     selected = ranked if len(ranked) <= 2 * _ROWS_PER_END else [*ranked[:_ROWS_PER_END], *ranked[-_ROWS_PER_END:]]
     ends = f"the {_ROWS_PER_END} worst and the {_ROWS_PER_END} best"
     description = ends if len(selected) < len(ranked) else f"the {len(selected)} with samples"
@@ -41,11 +44,6 @@ def select_rows(rows: Sequence[Row]) -> tuple[Sequence[Row], str]:
         selected,
         f"{description} of {len(rows):,}, by {metric}; {len(rows) - len(selected):,} more (--json has them all)",
     )
-
-
-def _has_samples(row: Row, metric: str) -> bool:
-    """Return whether a row's metric is defined and rests on samples of its class."""
-    return row[metric] is not None and all(row.get(name, 1) for name in _COUNT_COLUMNS)
 
 
 def show_matrix(out: Output, name: str, matrix: Sequence[Sequence[int]], per_class: Sequence[Row]) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.contracts.objects import CROWD, DIFFICULT, OBJECT
+from cnnrun.contracts.results import RankedRows
 from cnnrun.tasks.intervals import BOOTSTRAP_DRAWS, bootstrap_weights
 
 COCO_METRICS = {
@@ -174,10 +175,10 @@ def _none_if_undefined(value: float) -> float | None:
     return float(value) if value > -1 else None
 
 
-def per_class_rows(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> list[dict[str, Any]]:
+def per_class_rows(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> RankedRows:
     """AP, AP50, AR100 (None if no image has the class) and the number of objects of each class."""
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    return [
+    rows = (
         {
             "class": name,
             "AP": _defined_mean(precision[:, :, k, 0, -1]),
@@ -186,7 +187,8 @@ def per_class_rows(evaluation: Any, classes: tuple[str, ...], counts: list[int])
             "objects": counts[k],
         }
         for k, name in enumerate(classes)
-    ]
+    )
+    return RankedRows(rows, "AP", "objects")
 
 
 def precision_recall_rows(evaluation: Any, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cnnrun.contracts.results import RankedRows
 
 Floats = NDArray[np.float64]
 
@@ -81,14 +82,15 @@ class Residuals:
         deviations: Floats = truth - np.average(truth, weights=weight_N)
         return deviations
 
-    def per_target_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def per_target_rows(self, names: Sequence[str]) -> RankedRows:
         """Metrics of each target by name, with the MAE of the constant prediction."""
         notes = ["" if np.ptp(truth) else "one value in all images: r2 means nothing" for truth in self._truth.T]
         constant_mae = [float(errors.mean()) for errors in self._constant_errors]
-        return [
+        rows = (
             {"target": name, **self.target_metrics(t), "constant's mae": constant_mae[t], "note": notes[t]}
             for t, name in enumerate(names)
-        ]
+        )
+        return RankedRows(rows, "gain")
 
     @property
     def errors(self) -> list[Floats]:

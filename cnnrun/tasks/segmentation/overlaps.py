@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.contracts.results import RankedRows
 from cnnrun.contracts.target_kind import IGNORED
 
 Floats = NDArray[np.float64]
@@ -56,14 +56,14 @@ class Overlaps:
             "pixel_accuracy": float(both.sum() / true.sum()),
         }
 
-    def per_class_rows(self, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    def per_class_rows(self, classes: tuple[str, ...]) -> RankedRows:
         """A row for each class: IoU, Dice, precision and recall of its pixels, and their number; None if undefined."""
         both, predicted, true = self._totals(None)
 
         def ratio(part: float, whole: float) -> float | None:
             return part / whole if whole else None
 
-        return [
+        rows = (
             {
                 "class": name,
                 "iou": ratio(both[k], predicted[k] + true[k] - both[k]),
@@ -73,7 +73,8 @@ class Overlaps:
                 "pixels": int(true[k]),
             }
             for k, name in enumerate(classes)
-        ]
+        )
+        return RankedRows(rows, "iou", "pixels")
 
     def _totals(self, weight_N: Floats | None) -> Floats:
         weight = np.ones(len(self)) if weight_N is None else weight_N
