@@ -23,6 +23,11 @@ from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
+_NO_MAXIMUM = (
+    f"the likelihood has no maximum at temperatures from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g} (for a classifier: "
+    "nearly all are right, or nearly all wrong)"
+)
+
 
 def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[str, Any]:
     """Fit the temperature of a run's best checkpoint on val and store it; returns it with the metrics before and after.
@@ -44,10 +49,7 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
 
     nll_before, temperature = nll(1.0), fit_temperature(nll)
     if temperature is None:
-        images = f"the {len(data.splits[split_name]):,} images of {split_name}"
-        reason = f"the likelihood has no maximum at temperatures from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
-        advice = "for a classifier: nearly all are right, or nearly all wrong"
-        raise DataError(f"no temperature fits {images}: {reason} ({advice})")
+        raise DataError(f"no temperature fits {split_name}: {_NO_MAXIMUM}")
     calibrated = trained.choices.replaced_by(Choices(temperature))
     before = _measure_outputs(trained, outputs, targets)
     after = _measure_outputs(replace(trained, choices=calibrated), outputs, targets)
