@@ -207,9 +207,10 @@ class SegmentPredicting(Predicting):
         differs_BHW = expected["mask"] != actual["mask"]
         is_clear_BHW = torch.minimum(expected["confidence"], actual["confidence"]) > _CLEAR_CONFIDENCE
         if count := int((is_clear_BHW & differs_BHW).sum()):
-            return f"{format_count(count, 'pixel')} of another class, although both confidences are above 0.5"
+            pixels = format_count(count, "pixel has", "pixels have")
+            return f"{pixels} another class, although both confidences are above 0.5"
         share = float(differs_BHW.float().mean((1, 2)).max())
-        return f"{share:.1%} of an image's pixels are of another class" if share > _MAX_DIFFERING_SHARE else None
+        return f"{share:.1%} of an image's pixels have another class" if share > _MAX_DIFFERING_SHARE else None
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,8 @@ def test_parity_compares_clear_pixels_and_all_confidences():
     assert "confidences differ" in find(ours, {**ours, "confidence": ours["confidence"] * float("nan")})
     other = ours["mask"].clone()
     other[0, 3, 4] = 1
-    assert "1 pixel of another class, although both" in find(ours, {**ours, "mask": other})
+    assert "1 pixel has another class, although both" in find(ours, {**ours, "mask": other})
     doubtful = {"mask": ours["mask"], "confidence": torch.full((1, 12, 16), 0.4)}
     assert find(doubtful, {**doubtful, "mask": other}) is None
     other[0, :6] = 1  # more than rounding can change, even where no class has half of the probability
-    assert find(doubtful, {**doubtful, "mask": other}) == "50.0% of an image's pixels are of another class"
+    assert find(doubtful, {**doubtful, "mask": other}) == "50.0% of an image's pixels have another class"
