@@ -35,7 +35,7 @@ before = peak_memory_mib(cpu)
 split = Coco(train=sys.argv[1]).read().splits["train"]
 tensors = [*split.targets.values()]
 if getattr(split, "objects", None) is not None:
-    tensors += [*split.objects.columns.values(), split.objects.ends_N1]
+    tensors += [*split.objects.columns.values(), split.objects.offsets_N1]
 print(sum(tensor.nbytes for tensor in tensors) / 2**20, peak_memory_mib(cpu) - before)
 """
 

@@ -70,9 +70,8 @@ def speed(rounds: int, steps: int) -> None:
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     ours_gflops = sum(flops(assemble.build_experiment_network(experiment, experiment.task.bind(data.facts)))) / 1e9
-    print(
-        f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_ssdlite_gflops(network):.2f} at (3, 320, 320)"
-    )
+    theirs = f"theirs {_ssdlite_gflops(network):.2f} at (3, 320, 320)"
+    print(f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image_shape}; {theirs}")
     found: dict[str, list[float]] = {"ours": [], "ssdlite": []}
     batch = [batches.at(number) for number in range(steps)]
     for number in range(rounds + 1):

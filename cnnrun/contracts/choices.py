@@ -20,7 +20,7 @@ class OperatingPoint:
     impostor_pairs: int
 
     def is_for(self, far: float) -> bool:
-        """Return True if the threshold was chosen for this rate, to the six digits that the first edition stored."""
+        """Return True if the threshold was chosen for this rate, to six digits: old checkpoints store no more."""
         return f"{self.far:g}" == f"{far:g}"
 
 
@@ -42,7 +42,7 @@ class Choices:
         return asdict(self)
 
     def replaced_by(self, newer: Choices) -> Choices:
-        """Return these choices, with those that `newer` makes in their place."""
+        """Return these choices, replaced by those that are set in `newer`."""
         return Choices(
             self.temperature if newer.temperature is None else newer.temperature,
             newer.class_thresholds or self.class_thresholds,
@@ -65,7 +65,7 @@ class Choices:
 
     @classmethod
     def from_descriptions(cls, values: dict[str, float]) -> Choices:
-        """Read choices as the first edition stored them: by description. Raises ValueError for unknown ones."""
+        """Read choices as old checkpoints and calibrations store them: by description. Raises ValueError."""
         values = dict(values)
         temperature, impostor_pairs = values.pop(_TEMPERATURE, None), int(values.pop(_IMPOSTOR_PAIRS, 0))
         thresholds, points = dict[str, float](), list[OperatingPoint]()

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from cnnrun.contracts.layer import MAX_SIDE, Shape
 
 
 @dataclass(frozen=True)
 class NumberStatistics:
-    """Statistics of a numeric target over the training images; `least` and `most` are its minimum and maximum."""
+    """Statistics of a numeric target over the training images."""
 
     name: str
     mean: float = 0.0
     std: float = 1.0
-    least: float = 0.0
-    most: float = 0.0
+    minimum: Annotated[float, Field(alias="least")] = 0.0
+    maximum: Annotated[float, Field(alias="most")] = 0.0
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Properties of the data, measured once on the training split and stored with the network."""
+    """Properties of the data, measured once on the training split and stored with the network.
+
+    Names in files that differ from those of the fields are aliases.
+    """
 
     classes: tuple[str, ...]
-    image: Shape
+    image_shape: Annotated[Shape, Field(alias="image")]
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     class_counts: tuple[int, ...] = ()
@@ -41,12 +44,13 @@ class DataFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as plain data for JSON."""
-        return asdict(self)
+        facts: dict[str, Any] = TypeAdapter(DataFacts).dump_python(self, by_alias=True)
+        return facts
 
     def consistency_problem(self) -> str | None:
         """Reason that the facts contradict each other, or None."""
-        channels = self.image[0] if len(self.image) == 3 else 0
-        if not channels or min(self.image) < 1 or max(self.image) > MAX_SIDE:
+        channels = self.image_shape[0] if len(self.image_shape) == 3 else 0
+        if not channels or min(self.image_shape) < 1 or max(self.image_shape) > MAX_SIDE:
             return "image is not a shape (channels, height, width)"
         if not {len(self.mean), len(self.std)} <= {1, channels}:
             return "image, mean and std have different numbers of channels"

@@ -24,14 +24,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure; `x` and `y` label its axes, `diagonal` draws the line x = y, `ticks` label y at 0, 1, ...
+    """A figure; `diagonal` draws the line x = y, `ticks` label y at 0, 1, ...
 
     `table` is the name of the measurement's table that the figure shows, so that a report need not print it.
     """
 
     title: str
-    x: str
-    y: str
+    x_label: str
+    y_label: str
     series: tuple[Series, ...]
     diagonal: bool = False
     log_x: bool = False

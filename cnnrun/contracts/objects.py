@@ -22,19 +22,19 @@ _BLOCK_IMAGES = 1024
 class ObjectTable:
     """Columns over all objects: boxes [M, 4], objects (their labels) [M], roles [M], areas [M].
 
-    The objects of image n are those from `ends_N1[n]` up to, without, `ends_N1[n + 1]`: N + 1 numbers, the first is 0.
+    The objects of image n are the rows `offsets_N1[n]` to `offsets_N1[n + 1] - 1`; the first offset is 0.
     """
 
     columns: dict[str, Tensor]
-    ends_N1: Tensor
+    offsets_N1: Tensor
 
     def __len__(self) -> int:
-        return len(self.ends_N1) - 1
+        return len(self.offsets_N1) - 1
 
     @property
     def counts_N(self) -> Tensor:
         """Number of objects in each image."""
-        return self.ends_N1.diff()
+        return self.offsets_N1.diff()
 
     @property
     def image_index_M(self) -> Tensor:
@@ -46,7 +46,7 @@ class ObjectTable:
         images = images.nonzero()[:, 0] if images.dtype == torch.bool else images
         counts = self.counts_N[images]
         ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        object_rows = torch.arange(int(ends[-1])) + (self.ends_N1[images] - ends[:-1]).repeat_interleave(counts)
+        object_rows = torch.arange(int(ends[-1])) + (self.offsets_N1[images] - ends[:-1]).repeat_interleave(counts)
         return ObjectTable({name: values[object_rows] for name, values in self.columns.items()}, ends)
 
     def pad(self, images: Tensor | None = None, width: int | None = None) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class ObjectTable:
         By default these are all images, and the width W is their largest number of objects, but at least 1.
         """
         images = torch.arange(len(self)) if images is None else images
-        counts, starts = self.counts_N[images], self.ends_N1[images]
+        counts, starts = self.counts_N[images], self.offsets_N1[images]
         position = torch.arange(width or padded_width(counts))
         is_object = position < counts[:, None]
         object_rows = (starts[:, None] + position)[is_object]

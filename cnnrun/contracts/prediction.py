@@ -21,7 +21,7 @@ class CaptionedBox:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Drawing to lay over an image: boxes, and a class for each pixel, uint8 [H, W], whose `IGNORED` pixels stay."""
+    """Drawing to lay over an image: boxes, and a class for each pixel, uint8 [H, W]; `IGNORED` is not painted."""
 
     boxes: Sequence[CaptionedBox] = ()
     class_map: NDArray[np.uint8] | None = None
@@ -51,7 +51,7 @@ class Prediction:
         raise NotImplementedError
 
     def csv_rows(self) -> list[list[Any]]:
-        """Cells under `csv_columns`, a list for each line; those of shorter lists are left empty."""
+        """Rows of the CSV file, with cells under `csv_columns`; missing cells at the end of a row are left empty."""
         raise NotImplementedError
 
     def overlay(self) -> Overlay | None:

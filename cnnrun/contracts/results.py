@@ -53,7 +53,7 @@ class Measurement:
 
     `choices` are settings chosen on this split, such as thresholds; those of val are stored with the network.
     `bootstrap_draws` are the values of a metric over the draws of a bootstrap, NaN where a draw leaves it undefined.
-    `correct` says which images are correct, for metrics that are the share of correct images.
+    `correct` says which images are predicted correctly, for metrics that are the share of correct images.
     """
 
     metrics: Mapping[str, float | None]

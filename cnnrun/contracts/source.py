@@ -135,7 +135,7 @@ class SourceContents:
 class SourceSpec(Kind):
     """A source of images and targets."""
 
-    image: ClassVar[Shape | None] = None
+    image_shape: ClassVar[Shape | None] = None
     """(C, H, W) of the images if all have the same size; None if the config must set it."""
 
     @property

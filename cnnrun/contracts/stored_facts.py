@@ -1,4 +1,4 @@
-"""Data facts and choices as files store them, and as the first edition stored them."""
+"""Data facts and choices as files store them, and as checkpoints of format 2 and 3 store them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cnnrun.contracts.facts import DataFacts
 _FACTS, _CHOICES = TypeAdapter(DataFacts), TypeAdapter(Choices)
 
 
-def parse_facts(data: Any) -> tuple[DataFacts, Choices]:
-    """Parse stored facts, and the choices that the first edition stored among them. Raises ValueError."""
+def parse_stored_facts(data: Any) -> tuple[DataFacts, Choices]:
+    """Parse stored facts, and the choices that checkpoints of format 2 and 3 store among them. Raises ValueError."""
     choices = Choices()
     if isinstance(data, dict) and "chosen" in data:
         data = dict(data)
@@ -34,7 +34,7 @@ def parse_choices(data: Any) -> Choices:
 
 
 def parse_described_choices(data: Any) -> Choices:
-    """Parse choices by description, as the first edition stored them. Raises ValueError."""
+    """Parse choices by description, as old checkpoints and calibrations store them. Raises ValueError."""
     values = TypeAdapter(dict[str, FiniteFloat]).validate_json(_to_json(data), strict=True)
     return parse_choices(Choices.from_descriptions(values).to_json())
 

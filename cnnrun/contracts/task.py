@@ -30,15 +30,15 @@ class Requirements:
 
     feature_layers: Sequence[str] = ()
     """Names of the layers whose outputs the head takes; empty for the output of the last layer."""
-    mixes_targets: bool = False
+    can_mix_targets: bool = False
     """True if the task has `Learning.mix_targets`; otherwise mixup and cutmix are refused."""
-    class_batches: bool = False
+    needs_class_batches: bool = False
     """True if each batch must hold several images of a class, which a sampler then has to ensure."""
-    unseen_classes: bool = False
+    has_unseen_classes: bool = False
     """True if the task is measured on classes that are not in train: val has no loss, and a class in two splits is a \
 leak."""
-    untrue_transforms: Sequence[str] = ()
-    """Settings of `data.augment` that would make targets untrue, as a rotation makes an angle untrue."""
+    invalid_transforms: Sequence[str] = ()
+    """Settings of `data.augment` that the targets cannot follow, as an angle cannot follow a rotation."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Task:
         """Requirements of the task on the config."""
         return self.spec.requirements()
 
-    def measures_same(self, other: Task) -> bool:
+    def is_comparable_with(self, other: Task) -> bool:
         """Return whether both are the same kind of task on the same classes or numbers."""
         is_same_kind = type(self.spec) is type(other.spec)
         return is_same_kind and self.measuring.comparison_key() == other.measuring.comparison_key()

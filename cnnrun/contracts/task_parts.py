@@ -111,7 +111,7 @@ class Predicting:
     has_class_maps: bool = False
     """True if predictions have a class for each pixel, which can be written as an image."""
     unreadable_json: dict[str, Any] = {}
-    """Keys in JSON that every row has, even that of an image that cannot be read."""
+    """Keys that every row of the JSON has, with their empty values, for images that cannot be read."""
 
     def build_decoder(self, choices: Choices) -> nn.Module:
         """Build the module from raw outputs to results, such as probabilities. It is part of the exported network."""
@@ -132,7 +132,7 @@ class Predicting:
     def predictions(
         self, results: Results, views: Sequence[View], thresholds: dict[str, float]
     ) -> Sequence[Prediction]:
-        """Turn a batch's results into a prediction for each image, of which `views` are the original sizes."""
+        """Turn a batch's results into a prediction for each image; `views` map the original images to the input."""
         raise NotImplementedError
 
     def largest_difference(self, expected: Results, actual: Results) -> float:
@@ -205,12 +205,12 @@ class Matching:
 
 @dataclass(frozen=True)
 class AssignedCell:
-    """A cell of the head, with its centre in pixels, that learns an object, by index; `quality` says how well."""
+    """A cell of the head, its centre, and the object that it learns; `quality` (0 to 1) is its target score."""
 
-    cell: int
-    x: float
-    y: float
-    object: int
+    cell_index: int
+    x_px: float
+    y_px: float
+    object_index: int
     quality: float
 
 

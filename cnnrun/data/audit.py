@@ -123,10 +123,10 @@ def _collect_records(data: Data, dataset: Dataset, progress: ProgressBar) -> NDA
         if stored.records is not None:
             parts.append(np.array(stored.records()[rows]))
             continue
-        decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
+        decoder = Decoder(examples.source, dataset.facts.image_shape, data.image, None)
         records = np.zeros(len(rows), RECORD)
         with start_threads(processor_count()) as parallel_map, progress(f"looking at {name}", len(rows)) as advance:
-            block_size = images_per_block(int(np.prod(dataset.facts.image)))
+            block_size = images_per_block(int(np.prod(dataset.facts.image_shape)))
             for first in range(0, len(rows), block_size):
                 block = decoder.decode_block(rows[first : first + block_size], parallel_map)
                 records[first : first + block_size] = block.records

@@ -93,7 +93,7 @@ def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits
     splits, skipped = _skip_bad_images(decoded, data.bad_files)
     facts = DataFacts(
         classes=source_index.contents.classes,
-        image=shape,
+        image_shape=shape,
         class_counts=source_index.class_counts(),
         counts={name: len(rows) for name, (_, rows) in splits.items()}
         if decoded.has_all_splits

@@ -62,7 +62,7 @@ images out of training, or warn and go on."""
 
     def image_shape(self) -> Shape | None:
         """Shape (C, H, W) of the network's input, or None if neither the config nor the source has it."""
-        source_shape = self.source.image
+        source_shape = self.source.image_shape
         size = self.image.size or (source_shape[1:] if source_shape else None)
         channels = self.image.channels or (source_shape[0] if source_shape else None)
         return None if size is None or channels is None else (channels, *size)

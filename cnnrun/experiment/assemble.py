@@ -70,7 +70,9 @@ def build_checked_network(
     if problem := experiment.train.sampler.batch_problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
     built = build_experiment_network(experiment, task)
-    check_batch_size(experiment.train, facts.counts["train"], built.network, ranks, task.requirements.class_batches)
+    check_batch_size(
+        experiment.train, facts.counts["train"], built.network, ranks, task.requirements.needs_class_batches
+    )
     if weights:
         match_initial_weights(experiment, built.network, weights, facts)
     return built

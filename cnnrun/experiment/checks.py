@@ -48,7 +48,7 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         "name": experiment.name,
         "classes": list(facts.classes),
         "numbers": [asdict(number) for number in facts.numbers],
-        "image": list(facts.image),
+        "image": list(facts.image_shape),
         "counts": facts.counts,
         "parameters": built.parameter_count,
         "flops": sum(flops(built)),
@@ -66,7 +66,7 @@ def _check_undecoded(
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     refuse_missing_files(indexed, experiment.data.bad_files)
     built = build_checked_network(experiment, facts, weights)
-    targets = {name: indexed.targets(name, facts.image, image) for name in indexed.splits}
+    targets = {name: indexed.targets(name, facts.image_shape, image) for name in indexed.splits}
     check_measurable(experiment, facts, targets)
     return built, facts, targets["train"]
 
@@ -77,7 +77,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     built = build_experiment_network(experiment, experiment.task.bind(facts))
     rows = [asdict(row) | {"flops": row_flops} for row, row_flops in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
-    return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
+    return {"name": experiment.name, "image": list(facts.image_shape), "layers": rows, "total": totals}
 
 
 def build_config_outline(experiment: Experiment) -> list[OutlineEntry]:

@@ -86,7 +86,7 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
         message = f"{data.source.kind} gives {data.source.target_kind}; {task.kind} learns {task.target_kind}"
         mistakes.append((("data", "source"), message))
     for setting in ("mixup", "cutmix"):
-        if getattr(data.augment, setting) and not requirements.mixes_targets:
+        if getattr(data.augment, setting) and not requirements.can_mix_targets:
             message = f"{task.kind} cannot learn from mixed images; remove the line"
             mistakes.append((("data", "augment", setting), message))
     for path, kinds in data.augment.target_kinds_needed().items():
@@ -97,10 +97,10 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
         message = f"{train.sampler.kind} needs one label per image; {task.kind} has {task.target_kind}"
         mistakes.append((("train", "sampler"), message))
     mistakes += _find_class_split_mistakes(experiment)
-    if requirements.class_batches and not train.sampler.images_per_class:
+    if requirements.needs_class_batches and not train.sampler.images_per_class:
         message = f"this loss of {task.kind} needs several images of a class in a batch: use `sampler: identities`"
         mistakes.append((("train", "sampler"), message))
-    for setting in requirements.untrue_transforms:
+    for setting in requirements.invalid_transforms:
         if getattr(data.augment, setting) not in (None, 0, "none"):
             message = f"changes images but not their targets, so {task.kind} would learn wrong ones; remove the line"
             mistakes.append((("data", "augment", setting), message))
@@ -114,7 +114,7 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
 def _find_class_split_mistakes(experiment: Experiment) -> list[Mistake]:
     """Check that val and test have the classes that the task is measured on: the trained ones, or new ones."""
     task, data = experiment.task, experiment.data
-    is_open_set = task.requirements().unseen_classes
+    is_open_set = task.requirements().has_unseen_classes
     if is_open_set and data.split.by == "image" and data.leakage != "keep":
         message = (
             f"{task.kind} is measured on classes that it was not trained on: set data.split.by: label, "

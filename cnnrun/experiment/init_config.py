@@ -116,7 +116,9 @@ def _survey_source(source: Any) -> SourceOverview:
     splits = frozenset(indexed.contents.splits)
     if isinstance(split.images, np.ndarray):
         height, width, channels = split.images.shape[1:]
-        return SourceOverview(source, len(split), (height, width), channels, data.source.image is not None, splits)
+        return SourceOverview(
+            source, len(split), (height, width), channels, data.source.image_shape is not None, splits
+        )
     sizes, grey_count = [], 0
     for index in np.linspace(0, len(split) - 1, min(_MAX_HEADERS, len(split))).astype(int).tolist():
         item = split.images[index]

@@ -54,7 +54,7 @@ def prepare_training(
     if experiment.train.precision == "auto":
         spec = experiment.train
         batch = min(spec.batch, data.facts.counts["train"])
-        step = StepSize(max(1, batch // spec.accumulate // ranks.world_size), data.facts.image, device)
+        step = StepSize(max(1, batch // spec.accumulate // ranks.world_size), data.facts.image_shape, device)
         precision = ranks.broadcast(lambda: choose_precision(network, spec.freeze, step))
         experiment = experiment.with_train(precision=precision)
     return PreparedTraining(experiment, weights, data)

@@ -102,7 +102,7 @@ def open_run(run: Path | None, runs: Path, device: torch.device) -> OpenRun:
 
 def _load_file_images(subject: ExplainedNetwork, paths: Sequence[Path]) -> ImagesToExplain:
     trained = subject.trained
-    channels, height, width = trained.facts.image
+    channels, height, width = trained.facts.image_shape
     pixels = [load_with_view(path, (height, width), channels, trained.image)[0] for path in paths]
     pixels_NCHW = torch.from_numpy(np.stack(pixels)).to(trained.device).permute(0, 3, 1, 2).float()
     return ImagesToExplain(pixels_NCHW, [path.name for path in paths], [""] * len(paths))

@@ -84,7 +84,7 @@ def _compare_results(
     Returns the largest difference of each batch that agrees, the reasons for disagreement, and the batches of images
     that were left out because they are unstable (see `_is_stable`).
     """
-    black = torch.zeros(1, *trained.facts.image, device=trained.device)
+    black = torch.zeros(1, *trained.facts.image_shape, device=trained.device)
     cases = [(f"batch {size}", batch) for size in BATCH_SIZES for batch in images.split(size)]
     cases += [("a black image", black), ("a white image", black + 255)]
     predicting, differences, reasons, unstable = trained.task.predicting, [], [], []
@@ -125,5 +125,5 @@ def _is_stable(trained: TrainedNetwork, image: Tensor, results: Results) -> bool
 
 def pixel_shape(trained: TrainedNetwork) -> tuple[int, int, int]:
     """Shape of an artefact's input image: (height, width, channels)."""
-    channels, height, width = trained.facts.image
+    channels, height, width = trained.facts.image_shape
     return height, width, channels

@@ -61,7 +61,7 @@ def _replace_export(path: Path, record_path: Path, files: dict[str, bytes], reco
 
 def artefact_metadata(trained: TrainedNetwork) -> dict[str, Any]:
     """Metadata of an artefact: its task, classes and input, and the version and step that it comes from."""
-    channels, height, width = trained.facts.image
+    channels, height, width = trained.facts.image_shape
     image = trained.image
     return {
         "task": trained.task.kind,

@@ -51,12 +51,11 @@ class Network(nn.Module):
 class BuiltNetwork:
     """A network on the meta device and the results of building it; `materialize` gives it memory and weights.
 
-    `image` is the shape of one image, `rows` are the summary's, `layers` has every layer by its name in the weights,
-    and `levels` are the head's inputs.
+    `rows` are the summary's, `layers` has every layer by its name in the weights, and `levels` are the head's inputs.
     """
 
     network: Network
-    image: Shape
+    image_shape: Shape
     rows: list[SummaryRow] = field(default_factory=list)
     layers: dict[str, BuiltLayer] = field(default_factory=dict)
     levels: list[LayerOutput] = field(default_factory=list)
@@ -71,12 +70,12 @@ def build_network(nodes: Sequence[Any], task: Task) -> BuiltNetwork:
     """Build the network for the task's images, without memory. Raises BuildError."""
     builder, facts = Builder(), task.facts
     with torch.device("meta"):
-        layers, levels = builder.build_body(nodes, LayerOutput(facts.image), task.requirements.feature_layers)
+        layers, levels = builder.build_body(nodes, LayerOutput(facts.image_shape), task.requirements.feature_layers)
         if builder.problems:
             raise BuildError(builder.problems)
         head = builder.build_head(task, levels)
     network = Network(Normalize(facts.mean, facts.std), layers, head)
-    return BuiltNetwork(network, facts.image, builder.rows, builder.layers, levels)
+    return BuiltNetwork(network, facts.image_shape, builder.rows, builder.layers, levels)
 
 
 def flops(built: BuiltNetwork) -> list[int]:
@@ -85,7 +84,7 @@ def flops(built: BuiltNetwork) -> list[int]:
 
     network = Network(nn.Identity(), built.network.layers, built.network.head).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *built.image, device="meta"))
+        network(torch.empty(1, *built.image_shape, device="meta"))
     network.train()
     counts = counter.get_flop_counts()
     return [sum(counts.get(f"Network.{row.module}", {}).values()) for row in built.rows]

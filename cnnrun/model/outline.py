@@ -30,7 +30,7 @@ class OutlineEntry:
 def build_outline(built: BuiltNetwork, task: str) -> list[OutlineEntry]:
     """Describe the input, the network's top-level layers and the task's head."""
     head = built.rows[-1]
-    parts = [OutlineEntry("input", "input", [], _format_shape(built.image))]
+    parts = [OutlineEntry("input", "input", [], _format_shape(built.image_shape))]
     parts += _describe_children(built.layers, "layers")
     return [*parts, OutlineEntry("head", task, [f"{head.parameters:,} parameters"], _format_shape(head.out_shape))]
 

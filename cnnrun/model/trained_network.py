@@ -52,7 +52,7 @@ class TrainedNetwork:
 
     def to_measure(self) -> MeasuredNetwork:
         """Return what is measured: with its loss, unless the task is measured on classes that it never saw."""
-        criterion = None if self.task.requirements.unseen_classes else self.criterion
+        criterion = None if self.task.requirements.has_unseen_classes else self.criterion
         return MeasuredNetwork(self.network, criterion, self.task, self.choices, self.device)
 
     @cached_property
@@ -67,14 +67,14 @@ class TrainedNetwork:
         return [prediction.overlay() or Overlay() for prediction in predictions]
 
     def predictions(self, results: Results, views: Sequence[View]) -> Sequence[Prediction]:
-        """Turn a batch's results into a prediction for each image, of which `views` are the original sizes."""
+        """Turn a batch's results into a prediction for each image; `views` map the original images to the input."""
         predicting = self.task.predicting
         return predicting.predictions(results, views, predicting.thresholds(self.choices))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights and of the image settings; networks with equal digests give equal results."""
-        digest = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image}".encode())
+        digest = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image_shape}".encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

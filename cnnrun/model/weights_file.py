@@ -23,7 +23,7 @@ from cnnrun.base.errors import CheckpointError, UserError
 from cnnrun.config import yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.facts import DataFacts
-from cnnrun.contracts.stored_facts import parse_facts
+from cnnrun.contracts.stored_facts import parse_stored_facts
 from cnnrun.contracts.task import Task
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.model import untrusted_pickle
@@ -127,7 +127,7 @@ def _has_same_targets(weights: Weights, task: Task) -> bool:
     if weights.facts is None or weights.facts.classes != task.facts.classes:
         return False
     spec = weights.description.task if weights.description else task.spec
-    return spec.bind(weights.facts).measures_same(task)
+    return spec.bind(weights.facts).is_comparable_with(task)
 
 
 def _is_within(network: Network, name: str, until: str | None) -> bool:
@@ -141,8 +141,8 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescrip
         return None, None
     try:
         description = parse_description(metadata["cnnrun.config"], str(path))
-        facts = parse_facts(json.loads(metadata["cnnrun.facts"]))[0]
-        channels, *size = facts.image
+        facts = parse_stored_facts(json.loads(metadata["cnnrun.facts"]))[0]
+        channels, *size = facts.image_shape
         measured = ImageSettings(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
         image = description.image
         if image.size not in (None, measured.size) or image.channels not in (None, measured.channels):

@@ -74,7 +74,7 @@ def compute_results(
 
     At most two batches of images are in memory.
     """
-    channels, height, width = trained.facts.image
+    channels, height, width = trained.facts.image_shape
     network = InferenceNetwork(trained, fast)
 
     def load_image(path: Path) -> LoadedImage:

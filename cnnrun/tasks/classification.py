@@ -167,7 +167,7 @@ each class's frequency."""
     """Also measure top-k accuracy: how often the label is among the k most probable classes."""
 
     def requirements(self) -> Requirements:
-        return Requirements(mixes_targets=True)
+        return Requirements(can_mix_targets=True)
 
     def metrics(self) -> dict[str, Direction]:
         directions: dict[str, Direction] = dict.fromkeys(

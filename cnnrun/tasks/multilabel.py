@@ -137,7 +137,7 @@ class Multilabel(TaskSpec):
 absence the same total weight."""
 
     def requirements(self) -> Requirements:
-        return Requirements(mixes_targets=True)
+        return Requirements(can_mix_targets=True)
 
     def metrics(self) -> dict[str, Direction]:
         directions: dict[str, Direction] = dict.fromkeys(("mAP", "f1", "micro_f1", "exact"), "max")

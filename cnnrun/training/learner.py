@@ -202,7 +202,7 @@ class Learner:
         """
         setup = self.setup
         self.network.eval()
-        criterion = None if setup.task.requirements.unseen_classes else self.criterion
+        criterion = None if setup.task.requirements.has_unseen_classes else self.criterion
         measured = MeasuredNetwork(self._evaluated_network(), criterion, setup.task, Choices(), setup.device)
         try:
             return measure_split(measured, setup.dataset.splits[split], batch, setup.ranks, False, before_batch)

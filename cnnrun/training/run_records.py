@@ -134,7 +134,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def parse_facts(state: dict[str, Any], where: str) -> tuple[DataFacts, Choices]:
     """Parse the data facts and choices of a checkpoint's state. Raises CheckpointError if they are damaged."""
     try:
-        facts, choices = stored_facts.parse_facts(state.get("facts"))
+        facts, choices = stored_facts.parse_stored_facts(state.get("facts"))
         return facts, stored_facts.parse_choices(state["choices"]) if "choices" in state else choices
     except ValueError as error:
         raise CheckpointError(f"{escape(where)}: damaged ({_first_problem(error)})") from None

@@ -91,7 +91,7 @@ trainings then differ slightly. Training on a CPU is always reproducible."""
 
 def monitorable_metrics(task: TaskSpec) -> dict[str, Direction]:
     """Metrics that `train.monitor` may name, with their better direction."""
-    loss: dict[str, Direction] = {} if task.requirements().unseen_classes else {"val/loss": "min"}
+    loss: dict[str, Direction] = {} if task.requirements().has_unseen_classes else {"val/loss": "min"}
     return loss | {f"val/{name}": direction for name, direction in task.metrics().items()}
 
 

@@ -62,12 +62,12 @@ class TrainingSetup:
 
     def check_batch_size(self) -> None:
         """Raise ConfigError if the batches do not fit the data, the network or the ranks."""
-        needs_pairs = self.task.requirements.class_batches
+        needs_pairs = self.task.requirements.needs_class_batches
         check_batch_size(self.spec, self.train_count, self.network, self.ranks.world_size, needs_pairs)
 
     def double_micro_batches(self, count: int, reason: str) -> int:
         """Return twice as many micro-batches. Raises ResourceError, with `reason`, if they cannot be smaller."""
-        needs_pairs, doubled = self.task.requirements.class_batches, 2 * count
+        needs_pairs, doubled = self.task.requirements.needs_class_batches, 2 * count
         problem = batch_problem(self.spec, self.train_count, self.network, self.ranks.world_size, doubled, needs_pairs)
         if problem or self.spec.smallest_batch(self.train_count) < doubled:
             line = "memory ran out with micro-batches as small as they can be"

@@ -9,7 +9,7 @@ import pytest
 
 from cnnrun.contracts.choices import Choices, OperatingPoint
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
-from cnnrun.contracts.stored_facts import parse_choices, parse_described_choices, parse_facts
+from cnnrun.contracts.stored_facts import parse_choices, parse_described_choices, parse_stored_facts
 
 FACTS = DataFacts(
     ("ape", "bee"),
@@ -33,19 +33,19 @@ def stored(data: Any) -> Any:
 
 def test_facts_of_this_edition_have_no_choices():
     assert "chosen" not in FACTS.to_json()
-    assert parse_facts(stored(FACTS.to_json())) == (FACTS, Choices())
+    assert parse_stored_facts(stored(FACTS.to_json())) == (FACTS, Choices())
 
 
 def test_facts_of_the_first_edition_have_their_choices_among_them():
     record = stored(FACTS.to_json() | {"chosen": CHOICES.by_description()})
     before = stored(record)
-    assert parse_facts(record) == (FACTS, CHOICES)
+    assert parse_stored_facts(record) == (FACTS, CHOICES)
     assert record == before  # the caller's record is left as it is
-    assert parse_facts(stored(FACTS.to_json() | {"chosen": {}})) == (FACTS, Choices())
+    assert parse_stored_facts(stored(FACTS.to_json() | {"chosen": {}})) == (FACTS, Choices())
 
 
 def test_facts_without_optional_entries_have_defaults():
-    assert parse_facts({"classes": ["a"], "image": [1, 2, 3]}) == (DataFacts(("a",), (1, 2, 3)), Choices())
+    assert parse_stored_facts({"classes": ["a"], "image": [1, 2, 3]}) == (DataFacts(("a",), (1, 2, 3)), Choices())
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_facts_without_optional_entries_have_defaults():
 )  # fmt: skip
 def test_damaged_facts_are_refused(damage):
     with pytest.raises(ValueError):
-        parse_facts(FACTS.to_json() | damage)
+        parse_stored_facts(FACTS.to_json() | damage)
 
 
 def nested(depth: int) -> list[Any]:
@@ -75,12 +75,12 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize("data", [{"chosen": nested(100_000)}, {"classes": nested(100_000)}], ids=["chosen", "classes"])
 def test_deeply_nested_facts_are_refused(data):
     with pytest.raises(ValueError, match="nested too deeply"):
-        parse_facts(FACTS.to_json() | data)
+        parse_stored_facts(FACTS.to_json() | data)
 
 
 @pytest.mark.parametrize("data", [None, [], 3, "facts", [FACTS.to_json()]], ids=repr)
 def test_records_that_are_not_an_object_are_refused(data):
-    for parse in (parse_facts, parse_choices, parse_described_choices):
+    for parse in (parse_stored_facts, parse_choices, parse_described_choices):
         with pytest.raises(ValueError):
             parse(data)
 

@@ -248,7 +248,7 @@ def test_array_samples_are_named_by_source_and_row():
 @pytest.mark.parametrize("kind", union_members(Source), ids=lambda kind: kind.kind)
 def test_every_source_has_a_description(kind):
     assert kind.__doc__
-    assert kind.image is None or len(kind.image) == 3
+    assert kind.image_shape is None or len(kind.image_shape) == 3
 
 
 def test_given_statistics_are_used_and_measured_ones_are_saved_in_the_run(trained_run, tiny):

@@ -241,7 +241,7 @@ def test_an_object_table_gives_each_image_its_own_objects(crowded_scenes):
     table, order = crowded_scenes.objects, torch.tensor([7, 3, 3, 59, 0])
     padded = table.pad(order)
     for row, number in enumerate(order.tolist()):
-        own = slice(int(table.ends_N1[number]), int(table.ends_N1[number + 1]))
+        own = slice(int(table.offsets_N1[number]), int(table.offsets_N1[number + 1]))
         count = own.stop - own.start
         for name, values in table.columns.items():
             assert torch.equal(padded[name][row, :count], values[own])
@@ -250,6 +250,6 @@ def test_an_object_table_gives_each_image_its_own_objects(crowded_scenes):
     assert all(torch.equal(table.select(order).pad()[name], values) for name, values in padded.items())
     mask = torch.zeros(len(table), dtype=torch.bool)
     mask[[0, 3]] = True
-    assert torch.equal(table.select(mask).ends_N1, table.select(torch.tensor([0, 3])).ends_N1)
+    assert torch.equal(table.select(mask).offsets_N1, table.select(torch.tensor([0, 3])).offsets_N1)
     blocks = list(table.padded_blocks())
     assert torch.equal(torch.cat([block["boxes"] for block in blocks]), table.pad()["boxes"])

@@ -114,7 +114,7 @@ def test_metrics_of_the_exported_file_must_agree_to_four_digits(trained_run, tmp
 
 def test_metadata_gives_the_image_height_before_the_width(trained_run, tmp_path):
     trained = open_run.open_trained(trained_run, tmp_path, CPU)[1]
-    wide = replace(trained, task=trained.task.spec.bind(replace(trained.facts, image=(3, 20, 30))))
+    wide = replace(trained, task=trained.task.spec.bind(replace(trained.facts, image_shape=(3, 20, 30))))
     assert write.artefact_metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
 
 

@@ -122,7 +122,7 @@ def test_a_zoo_network_exported_as_code_gives_identical_outputs(name, tmp_path):
     trained = build_trained_from_zoo(name)
     module = ExportedNetwork(trained).eval()
     Code().write(module, torch.empty(0), ["probabilities"], artefact_metadata(trained), tmp_path / "net.py")
-    pixels = torch.randint(0, 256, (2, *trained.facts.image[1:], trained.facts.image[0]), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, *trained.facts.image_shape[1:], trained.facts.image_shape[0]), dtype=torch.uint8)
     (theirs,) = Code().reload(tmp_path / "net.py")(pixels.numpy())
     with torch.inference_mode():
         assert torch.equal(module(pixels)[0], torch.from_numpy(theirs))

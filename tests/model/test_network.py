@@ -415,5 +415,5 @@ def test_a_layer_name_that_a_module_already_has_is_refused(name, link):
 
 def test_image_shape_and_flops_are_right_when_a_parallel_comes_first():
     made = build_from_text("- parallel: [[], []]\n- conv: 8\n- flatten", 1, 4, 4)
-    assert made.image == (1, 4, 4)
+    assert made.image_shape == (1, 4, 4)
     assert flops(made)[0] == 2 * 8 * 16 * 2 * 9

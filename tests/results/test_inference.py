@@ -36,7 +36,7 @@ def trained_of(runs: dict[str, Path], task: str):
 @pytest.mark.parametrize("task", TASKS)
 def test_results_of_files_are_the_networks(of_each_task, photos, task):
     trained = trained_of(of_each_task, task)
-    channels, height, width = trained.facts.image
+    channels, height, width = trained.facts.image_shape
     pixels = torch.stack(
         [
             torch.from_numpy(inference.load_with_view(path, (height, width), channels, trained.image)[0].copy())

@@ -673,7 +673,7 @@ MUTATIONS = [
     ),
     *faults("contracts.objects", "data/test_training_batches.py",
         ("the objects of earlier images are returned",
-         "(self.ends_N1[images] - ends[:-1])", "(self.ends_N1[images] - ends[1:] + counts - 1)"),
+         "(self.offsets_N1[images] - ends[:-1])", "(self.offsets_N1[images] - ends[1:] + counts - 1)"),
         ("a batch is padded to the mean number of objects",
          "return max(1, int(counts_N.max()))", "return max(1, int(counts_N.float().mean()))"),
     ),

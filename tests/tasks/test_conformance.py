@@ -166,7 +166,7 @@ def test_sample_losses_equal_the_loss_of_each_sample_alone(task):
         alone = {name: values[index : index + 1] for name, values in targets.items()}
         expected = sum(criterion(outputs[index : index + 1], alone).values())
         assert loss == pytest.approx(float(expected), rel=1e-12, abs=1e-15)
-    if not task.requirements.class_batches:  # pairs within a batch have no loss of one sample
+    if not task.requirements.needs_class_batches:  # pairs within a batch have no loss of one sample
         whole = sum(criterion(outputs, targets).values())
         assert float(losses_B.mean()) == pytest.approx(float(whole), rel=1e-9)
         assert losses_B.std() > 0
@@ -176,7 +176,7 @@ def test_sample_losses_equal_the_loss_of_each_sample_alone(task):
 def test_targets_are_mixed_by_the_tasks_that_require_it(task):
     targets, outputs = targets_of(task), draw_outputs(task)
     partners = {name: values.flip(0) for name, values in targets.items()}
-    if not task.requirements.mixes_targets:
+    if not task.requirements.can_mix_targets:
         with pytest.raises(NotImplementedError):
             task.learning.mix_targets(targets, partners, torch.ones(COUNT))
         return
@@ -349,11 +349,11 @@ def test_cells_are_assigned_to_drawn_objects(task):
     assert cells
     for cell in cells:
         assert isinstance(cell, AssignedCell)
-        assert 0 <= cell.cell < outputs.shape[1]
-        assert 0 <= cell.object < len(objects)
+        assert 0 <= cell.cell_index < outputs.shape[1]
+        assert 0 <= cell.object_index < len(objects)
         assert 0 <= cell.quality <= 1
-        assert 0 <= cell.x < FACTS.image[2]
-        assert 0 <= cell.y < FACTS.image[1]
+        assert 0 <= cell.x_px < FACTS.image_shape[2]
+        assert 0 <= cell.y_px < FACTS.image_shape[1]
 
 
 def test_thresholds_of_the_first_edition_are_found_for_rates_of_more_than_six_digits():

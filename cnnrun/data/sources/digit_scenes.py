@@ -32,7 +32,7 @@ class DigitScenes(BoxSource):
 
     give: Literal["boxes", "counts", "presence", "masks"] = "boxes"  # type: ignore[assignment]
     """The targets of a scene: as for other sources with boxes; or `masks`, the class of each pixel (for `segment`)."""
-    image = (1, _SIDE_PX, _SIDE_PX)
+    image_shape = (1, _SIDE_PX, _SIDE_PX)
 
     train: int = Field(2000, ge=1, le=1_000_000)
     """The number of training scenes."""

@@ -12,7 +12,7 @@ class Digits(SourceSpec):
     """The UCI handwritten digits (Alpaydin and Kaynak 1998). They come without splits: `data.split` makes them."""
 
     kind = "digits"
-    image = (1, 8, 8)
+    image_shape = (1, 8, 8)
 
     def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         images, labels = read_digits()

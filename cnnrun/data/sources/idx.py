@@ -30,7 +30,7 @@ class Idx(SourceSpec):
 
     kind = "idx"
     main = "root"
-    image = (1, 28, 28)
+    image_shape = (1, 28, 28)
 
     root: str = "data/fashion-mnist"
     """The folder that holds the files."""

@@ -42,7 +42,9 @@ def render_png(plot: Plot) -> bytes:
         axes.set_xscale("log")
     if plot.ticks:
         axes.set_yticks(range(len(plot.ticks)), [_escape_mathtext(tick) for tick in plot.ticks])
-    axes.set(title=_escape_mathtext(plot.title), xlabel=_escape_mathtext(plot.x), ylabel=_escape_mathtext(plot.y))
+    axes.set(
+        title=_escape_mathtext(plot.title), xlabel=_escape_mathtext(plot.x_label), ylabel=_escape_mathtext(plot.y_label)
+    )
     if len(plot.series) > 1:
         axes.legend([_escape_mathtext(series.name) for series in plot.series])
     buffer = io.BytesIO()

@@ -37,7 +37,7 @@ def deconv(
                     "channel": channel,
                     "value": float(peaks[index, channel]),
                     "cell": [row, column],
-                    "box": list(receptive_field_box(place, row, column, trained.facts.image)),
+                    "box": list(receptive_field_box(place, row, column, trained.facts.image_shape)),
                 }
             )
     rows = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -44,12 +43,13 @@ def show_assignment(subject: ExplainedNetwork, images: ImagesToExplain) -> Expla
     for level_name, level in zip(level_names, levels, strict=True):
         cell_range = range(first_cell, first_cell + level.shape[1] * level.shape[2])
         first_cell = cell_range.stop
-        level_cells = [cell for cell in cells if cell.cell in cell_range]
-        dots = [Dot(cell.x, cell.y, cell.object, cell.quality) for cell in level_cells]
+        level_cells = [cell for cell in cells if cell.cell_index in cell_range]
+        dots = [Dot(cell.x_px, cell.y_px, cell.object_index, cell.quality) for cell in level_cells]
         title = f"{level_name}: {len(level_cells)} cells of {len(cell_range)}"
         columns.append((title, draw_dots(pillow_image, boxes, dots, enlargement(pillow_image))))
         for cell in level_cells:
-            rows.append({"level": level_name, **{key: value for key, value in asdict(cell).items() if key != "cell"}})
+            place = {"level": level_name, "x": cell.x_px, "y": cell.y_px}
+            rows.append({**place, "object": cell.object_index, "quality": cell.quality})
     caption = f"{images.names[0]}: the cells of each level assigned to each object; a larger dot fits better."
     data = {"picture": images.names[0], "objects": _objects(boxes, rows), "cells": rows}
     return Explanation(titled_grid([columns]), caption, data, "objects")

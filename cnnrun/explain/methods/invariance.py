@@ -56,7 +56,7 @@ def invariance(
     trained = subject.trained
     direction = choose_direction(subject.class_scores(images.pixels), class_name, images, compare_with_itself=True)
     curves, rows = [], []
-    for transform in image_transforms(trained.facts.image, trained.device):
+    for transform in image_transforms(trained.facts.image_shape, trained.device):
         measurements = [
             _measure_transform(subject, images.pixels[index], transform, direction.select(index), modules)
             for index in range(len(images))

@@ -102,7 +102,7 @@ def _draw_cells(
         images_BCHW = examples.load_images(torch.tensor(samples[start : start + subject.batch_size])).float()
         projections_BCHW = projections(subject, place, images_BCHW, batch_cells)
         for cell, image_CHW, projection_CHW in zip(batch_cells, images_BCHW, projections_BCHW, strict=True):
-            x1, y1, x2, y2 = box = receptive_field_box(place, cell[1], cell[2], subject.trained.facts.image)
+            x1, y1, x2, y2 = box = receptive_field_box(place, cell[1], cell[2], subject.trained.facts.image_shape)
             crop = to_pillow(image_CHW[:, y1:y2, x1:x2]).convert("RGB")
             yield box, scale_to_side(crop, TILE_SIDE), signed_tile(projection_CHW[:, y1:y2, x1:x2], TILE_SIDE)
 

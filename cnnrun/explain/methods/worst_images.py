@@ -47,7 +47,7 @@ def find_worst_images(subject: ExplainedNetwork, examples: Examples, count: int,
     order = losses.argsort(descending=True, stable=True)[:count]
     results = trained.results(sample.load_images(order).to(trained.device).float())
     target_texts = trained.task.showing.describe_targets(sample.batch_targets(order, trained.device))
-    views = [View((trained.facts.image[1], trained.facts.image[2]))] * len(order)
+    views = [View((trained.facts.image_shape[1], trained.facts.image_shape[2]))] * len(order)
     prediction_texts = [prediction.to_text() for prediction in trained.predictions(results, views)]
     mistakes = [
         WorstImage(int(indices[position]), target_text, prediction_text, float(losses[position]))

@@ -31,7 +31,7 @@ def vega_spec(plot: Plot) -> VegaSpec:
     names = ", ".join(series.name for series in plot.series)
     return {
         "title": plot.title,
-        "description": f"{plot.title}: {plot.y} by {plot.x}; {names}",
+        "description": f"{plot.title}: {plot.y_label} by {plot.x_label}; {names}",
         "width": _WIDTH,
         "height": max(_HEIGHT, _CELL * len(plot.ticks)),
         "layer": layers,
@@ -52,10 +52,10 @@ def _series_layer(plot: Plot, series: Series) -> VegaSpec:
         "x": {
             "field": "x",
             "type": "quantitative",
-            "title": plot.x,
+            "title": plot.x_label,
             "scale": {"type": "log"} if plot.log_x else _axis_scale(plot),
         },
-        "y": {"field": "y", "type": "quantitative", "title": plot.y, "scale": _axis_scale(plot)},
+        "y": {"field": "y", "type": "quantitative", "title": plot.y_label, "scale": _axis_scale(plot)},
         "color": {"field": "series", "type": "nominal", "title": None, "legend": legend, "sort": None},
         "tooltip": [{"field": name, "type": kind} for name, kind in _TOOLTIP_FIELDS],
     }
@@ -99,8 +99,8 @@ def _bar_width(series: Series) -> float:
 def _spans_layer(plot: Plot, values: list[dict[str, Any]]) -> VegaSpec:
     """Specify points with intervals along x, each in a row that is named by the plot's ticks."""
     rows = [value | {"name": plot.ticks[round(value["y"])] if plot.ticks else str(value["y"])} for value in values]
-    y = {"field": "name", "type": "nominal", "title": plot.y or None, "sort": None}
-    x = {"field": "low", "type": "quantitative", "title": plot.x}
+    y = {"field": "name", "type": "nominal", "title": plot.y_label or None, "sort": None}
+    x = {"field": "low", "type": "quantitative", "title": plot.x_label}
     return {
         "data": {"values": rows},
         "layer": [

@@ -148,7 +148,7 @@ def _all_charts(measured: MeasuredRun, key: str, specs: dict[str, Any]) -> list[
     chart_items = []
     primary_titles = ("loss", measured.experiment.train.monitor)
     for number, plot in enumerate([*training_curves([("", measured.trained.run)]), *measured.measurement.plots]):
-        is_secondary = plot.x == "epoch" and plot.title not in primary_titles
+        is_secondary = plot.x_label == "epoch" and plot.title not in primary_titles
         chart_items.append(add_chart(f"{key}-chart{number}", plot, specs) | {"is_secondary": is_secondary})
     for name, counts in measured.measurement.matrices.items():
         spec = charts.matrix_spec(f"{name} on {measured.split}", counts, measured.trained.facts.classes)
@@ -179,7 +179,7 @@ def add_chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
     ]
     max_points = max((len(series.x) for series in plot.series), default=0)
     note = f"{_MAX_CHART_ROWS} of up to {max_points:,} points of each series" if max_points > _MAX_CHART_ROWS else ""
-    columns = ["series", plot.x or "x", plot.y or "y"]
+    columns = ["series", plot.x_label or "x", plot.y_label or "y"]
     return {"id": key, "title": plot.title, "columns": columns, "rows": rows, "note": note}
 
 
@@ -292,7 +292,7 @@ def _network_section(reported: ReportedRun, key: str) -> dict[str, Any]:
     ]
     return {
         "description": f"{network.parameter_count:,} parameters, {sum(counts) / 1e6:,.1f} MFLOPs for an image of "
-        f"{'x'.join(map(str, network.image))}.",
+        f"{'x'.join(map(str, network.image_shape))}.",
         "svg": render_svg(
             build_outline(network, reported.measured.experiment.task.kind), reported.measured.experiment.name, key
         ),

@@ -94,7 +94,7 @@ def _undecoded_count(experiment: Experiment, split: Split) -> int:
 
 def _sample_bytes(indexed: SourceIndex, facts: DataFacts) -> int:
     """Bytes of a decoded image, and of its mask if the images have masks."""
-    channels, height, width = facts.image
+    channels, height, width = facts.image_shape
     has_masks = any(split.masks is not None for split in indexed.source_splits())
     return (channels + has_masks) * height * width
 

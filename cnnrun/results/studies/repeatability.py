@@ -74,7 +74,7 @@ def check_workers(context: SelftestContext) -> CheckResult:
 
     def stream_images(examples: Examples) -> Examples:
         image = context.experiment.data.image
-        decoder = Decoder(examples.source, context.data.facts.image, image, None)
+        decoder = Decoder(examples.source, context.data.facts.image_shape, image, None)
         images = DecodingStore(decoder, 2, context.experiment.data.timeout)
         return replace(examples, images=images, rows=examples.source_rows)
 

@@ -137,7 +137,7 @@ class DetectLearning(Learning):
         is_shared = spec.towers == "shared"
         if is_shared and len(set(channels)) > 1:
             raise ShapeError("levels that share towers need equal channels", "make them equal, or `towers: separate`")
-        image, classes = list(self.facts.image[1:]), len(self.facts.classes)
+        image, classes = list(self.facts.image_shape[1:]), len(self.facts.classes)
         tower_channels = [spec.channels] * spec.depth
         return DenseHead(channels, image, classes, tower_channels, is_shared, spec.depthwise)
 
@@ -181,7 +181,7 @@ class DetectPredicting(Predicting):
 
         spec = self.spec
         candidates = _CANDIDATES_PER_BOX * spec.most
-        return DetectionDecoder(list(self.facts.image[1:]), spec.most, candidates, spec.nms, spec.least_score)
+        return DetectionDecoder(list(self.facts.image_shape[1:]), spec.most, candidates, spec.nms, spec.least_score)
 
     def result_shapes(self) -> dict[str, Shape]:
         most = self.spec.most
@@ -276,7 +276,7 @@ class DetectShowing(Showing):
         sides = box_areas(boxes).sqrt()
         small, large = sides.quantile(0.05).item(), sides.quantile(0.95).item()
         lines = [f"objects: nine of ten are {small:.0f} to {large:.0f} pixels a side, as the network sees them"]
-        strides = [cell_stride(self.facts.image[1:], level.shape) for level in levels]
+        strides = [cell_stride(self.facts.image_shape[1:], level.shape) for level in levels]
         # Each 3x3 convolution of the towers adds two cells to the receptive field.
         receptive_fields = [
             min(level.receptive_field) + round(2 * self.spec.depth * stride)

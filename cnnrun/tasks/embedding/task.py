@@ -108,7 +108,7 @@ a threshold is chosen for it on val."""
         return self
 
     def requirements(self) -> Requirements:
-        return Requirements(class_batches=self.loss.needs_class_batches, unseen_classes=True)
+        return Requirements(needs_class_batches=self.loss.needs_class_batches, has_unseen_classes=True)
 
     def metrics(self) -> dict[str, Direction]:
         names = ("auc", "accuracy", *(f"tar_{far:g}" for far in self.fars), "rank_1", "rank_5")

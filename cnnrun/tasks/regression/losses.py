@@ -309,7 +309,7 @@ def build_units(
         mean=[number.mean for number in plain_numbers],
         std=[number.std or 1.0 for number in plain_numbers],
         period=[angles[number.name] for number in angle_numbers],
-        start=[-angles[number.name] / 2 if number.least < 0 else 0.0 for number in angle_numbers],
+        start=[-angles[number.name] / 2 if number.minimum < 0 else 0.0 for number in angle_numbers],
         order=[output_order.index(t) for t in range(len(numbers))],
         columns=[columns[t] for t in output_order],
     )

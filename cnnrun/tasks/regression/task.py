@@ -111,7 +111,7 @@ them wrong."""
 
     def requirements(self) -> Requirements:
         turns = self.angles and self.turns
-        return Requirements(untrue_transforms=("flip", "rotate", "shear", "policy") if turns else ())
+        return Requirements(invalid_transforms=("flip", "rotate", "shear", "policy") if turns else ())
 
     def metrics(self) -> dict[str, Direction]:
         return {"mae": "min", "rmse": "min", "r2": "max", "gain": "max"}
@@ -123,7 +123,7 @@ them wrong."""
                 raise ConfigError(f"task: there is no number {name!r}{did_you_mean(name, known)}")
         for number in self.learned_numbers(facts):
             if not number.std:
-                line = f"{number.name} is {number.least:g} in every training image; there is nothing to learn"
+                line = f"{number.name} is {number.minimum:g} in every training image; there is nothing to learn"
                 raise DataError(f"task: {line}")
             if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
                 spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
@@ -277,7 +277,7 @@ class RegressShowing(Showing):
 
     def data_notes(self) -> list[str]:
         return [
-            f"{number.name}: {number.least:.6g} to {number.most:.6g}, "
+            f"{number.name}: {number.minimum:.6g} to {number.maximum:.6g}, "
             f"mean {number.mean:.6g}, deviation {number.std:.6g}"
             for number in self.spec.learned_numbers(self.facts)
         ]

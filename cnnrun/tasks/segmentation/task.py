@@ -149,7 +149,7 @@ class SegmentLearning(Learning):
     def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
         (in_shape,) = in_shapes
         channels = require_feature_maps("its convolution", in_shape)[0]
-        return SegmentationHead(channels, len(self.facts.classes), list(self.facts.image[1:]))
+        return SegmentationHead(channels, len(self.facts.classes), list(self.facts.image_shape[1:]))
 
     def build_criterion(self) -> Criterion:
         return SegmentationCriterion(self.spec.dice_weight)
@@ -181,7 +181,7 @@ class SegmentPredicting(Predicting):
         return SegmentationDecoder()
 
     def result_shapes(self) -> dict[str, Shape]:
-        height_width = self.facts.image[1:]
+        height_width = self.facts.image_shape[1:]
         return {"mask": height_width, "confidence": height_width}
 
     def metadata(self, choices: Choices) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.stored_facts import parse_choices, parse_facts
+from cnnrun.contracts.stored_facts import parse_choices, parse_stored_facts
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.explain.figures.png import write_plots
@@ -642,4 +642,4 @@ def test_a_damaged_plan_is_ignored(config, tmp_path, run_cli):
 def test_facts_with_number_statistics_survive_json():
     facts = DataFacts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),))
     for expected in (facts, replace(facts, numbers=())):
-        assert parse_facts(json.loads(json.dumps(expected.to_json()))) == (expected, Choices())
+        assert parse_stored_facts(json.loads(json.dumps(expected.to_json()))) == (expected, Choices())

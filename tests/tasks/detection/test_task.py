@@ -231,7 +231,7 @@ def test_predictions_are_in_the_images_pixels_above_each_classs_threshold():
         "scores": torch.tensor([[0.9, 0.5, 0.2]]), "labels": torch.tensor([[1, 2, 1]]),
     }  # fmt: skip
     view = View((200, 300), 0.5, 2.0, 4.0, -10.0)
-    facts = DataFacts(FACTS.classes, FACTS.image, class_ids=(7, 8, 9))
+    facts = DataFacts(FACTS.classes, FACTS.image_shape, class_ids=(7, 8, 9))
     row = predict(results, view, facts).to_json()
     assert (row["height"], row["width"]) == (200, 300)
     assert [each["label"] for each in row["objects"]] == ["bee", "cat"]
@@ -320,5 +320,5 @@ def test_assigned_objects_are_numbered_as_drawn():
     cells = TASK.cells.assigned_cells(outputs, true)
     assert len(cells) == int(found.foreground_BA.sum()) > 0
     for cell in cells:
-        number = int(found.object_BA[0, cell.cell])
-        assert list(drawn[cell.object].box) == true["boxes"][0, number].tolist()
+        number = int(found.object_BA[0, cell.cell_index])
+        assert list(drawn[cell.object_index].box) == true["boxes"][0, number].tolist()
