@@ -29,7 +29,6 @@ from torch import Tensor
 
 from cnnrun.base.atomic_files import Folder, describe_failure
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import CheckpointError, StorageError, escape, first_line
 
 # Format 2 had neither evaluation.json nor tensor counts; format 3 held the choices made on val among the data facts.
@@ -96,7 +95,7 @@ def save(folder: Folder, step: int, parts: CheckpointParts, state: dict[str, Any
 def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
     """Write evaluation.json into the checkpoint of `step`: entries of `state` that replace those of state.json.
 
-    A kill meanwhile leaves the checkpoint as it was. Raises StorageError or CheckpointError.
+    A kill leaves the checkpoint intact, at worst without an evaluation. Raises StorageError or CheckpointError.
     """
     name, data = f"step-{step:08d}", json.dumps(state, indent=1).encode()
 
@@ -104,6 +103,8 @@ def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
         checkpoint = folder.open_child(name)
         manifest = _read_manifest(checkpoint)
         manifest.format = FORMAT  # a resumed checkpoint may be of an older one
+        if manifest.files.pop(EVALUATION, None):  # a manifest that lists it would not fit the new file
+            checkpoint.replace(MANIFEST, manifest.to_bytes())
         manifest.files[EVALUATION] = _Entry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         checkpoint.replace(EVALUATION, data)
         checkpoint.replace(MANIFEST, manifest.to_bytes())
@@ -285,9 +286,9 @@ def _read_manifest(folder: Folder) -> _Manifest:
     path = folder.path / MANIFEST
     data = read_bytes(path, CheckpointError, MAX_JSON_BYTES, folder)
     content = _parse_json(path, data)
-    if not isinstance(content, dict) or content.get("format") not in _READ_FORMATS:
-        expected = f"a checkpoint of format {join_names(list(map(str, _READ_FORMATS)))}"
-        raise CheckpointError(f"{folder.path}: not {expected}; another version of cnnrun wrote it")
+    if isinstance(content, dict) and isinstance(found := content.get("format"), int) and found not in _READ_FORMATS:
+        advice = f"this version reads {_READ_FORMATS[0]} to {FORMAT}; use the version of cnnrun that wrote it"
+        raise CheckpointError(f"{folder.path}: a checkpoint of format {found}; {advice}")
     try:
         manifest = _Manifest.model_validate(content)
     except ValidationError:
@@ -296,7 +297,7 @@ def _read_manifest(folder: Folder) -> _Manifest:
     if STATE not in manifest.files or data != manifest.to_bytes():
         raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged")
     if folder.path.name != f"step-{manifest.step:08d}":
-        raise CheckpointError(f"{folder.path}: its manifest is of step {manifest.step}: the folder was renamed")
+        raise CheckpointError(f"{folder.path}: its manifest is of step {manifest.step:,}: the folder was renamed")
     return manifest
 
 
@@ -305,7 +306,7 @@ def _read_verified(folder: Folder, name: str, entry: _Entry) -> bytes:
     path = folder.path / name
     size = folder.status(name).st_size if folder.has(name) else entry.bytes
     if size != entry.bytes:
-        raise CheckpointError(f"{path}: has {size} bytes, should have {entry.bytes}")
+        raise CheckpointError(f"{path}: has {size:,} bytes, should have {entry.bytes:,}")
     data = read_bytes(path, CheckpointError, entry.bytes, folder)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CheckpointError(f"{path}: damaged (its SHA-256 is not the manifest's)")
@@ -336,7 +337,7 @@ def _read_tensors(folder: Folder, name: str, entry: _Entry) -> dict[str, Tensor]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
     if entry.tensors is not None and len(tensors) != entry.tensors:
-        raise CheckpointError(f"{path}: holds {len(tensors)} tensors, should hold {entry.tensors}")
+        raise CheckpointError(f"{path}: holds {len(tensors):,} tensors, should hold {entry.tensors:,}")
     for key, value in tensors.items():
         if not _is_finite(value):
             raise CheckpointError(f"{path}: {escape(key)} is not made of finite real numbers")

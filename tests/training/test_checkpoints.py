@@ -184,13 +184,16 @@ def test_an_added_evaluation_replaces_the_saved_training_state(tmp_path):
     assert changed == {"manifest.json", "evaluation.json"}
 
 
-@pytest.mark.parametrize("call", range(1, 12))
-def test_a_kill_while_adding_an_evaluation_leaves_the_checkpoint_intact(tmp_path, call):
+@pytest.mark.parametrize("has_evaluation", [False, True])
+@pytest.mark.parametrize("call", range(1, 20))
+def test_a_kill_while_adding_an_evaluation_leaves_the_checkpoint_intact(tmp_path, call, has_evaluation):
     import signal
 
     from tests.support.forked_processes import fork, outcome
 
     checkpoints.save(Folder(tmp_path), 7, parts(1), {"training": 1})
+    if has_evaluation:
+        checkpoints.add_evaluation(Folder(tmp_path), 7, {"training": 0})
 
     def adding() -> None:
         calls = 0
@@ -212,11 +215,18 @@ def test_a_kill_while_adding_an_evaluation_leaves_the_checkpoint_intact(tmp_path
     ended = outcome(*fork(adding))
     assert ended in (None, -signal.SIGKILL)
     found = checkpoints.load_newest(tmp_path, "latest", pytest.fail)
-    assert found.state["training"] in ({1, 2} if ended else {2})
+    assert found.state["training"] in ({0, 1, 2} if ended else {2})
     checkpoints.repair_killed_save(Folder(tmp_path))
     assert not list(tmp_path.rglob("*.tmp"))
     checkpoints.add_evaluation(Folder(tmp_path), 7, {"training": 3})
     assert checkpoints.load(tmp_path / "step-00000007").state == {"training": 3}
+
+
+def test_a_later_format_is_refused_with_what_to_do(tmp_path):
+    manifest = checkpoints.save(Folder(tmp_path), 1, parts(1), {}) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 4', '"format": 5'))
+    with pytest.raises(CheckpointError, match="of format 5; this version reads 2 to 4; use the version"):
+        checkpoints.load(manifest.parent)
 
 
 def test_checkpoints_of_format_2_are_read_and_resumed(trained_run, tmp_path):
