@@ -47,7 +47,7 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
-        "numbers": [asdict(number) for number in facts.numbers],
+        "numbers": list(facts.to_json()["numbers"]),
         "image": list(facts.image_shape),
         "counts": facts.counts,
         "parameters": built.parameter_count,

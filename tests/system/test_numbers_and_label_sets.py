@@ -18,7 +18,7 @@ from PIL import Image as Pil
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.index import index_source
 from cnnrun.data.settings import Data
-from cnnrun.experiment import assemble, config_file, open_run, schema
+from cnnrun.experiment import assemble, checks, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results import compare
@@ -120,6 +120,13 @@ def test_regression_learns_targets_of_any_scale_and_angles(run):
     assert rows["level"]["mae"] == pytest.approx(1e8 * rows["place"]["mae"], rel=0.5)
     for name, (low, high) in found["intervals"].items():
         assert low <= found["numbers"][name] <= high
+
+
+def test_check_describes_the_numbers_of_train(image_folder):
+    level, _, place = checks.check(regression_experiment(image_folder))["numbers"]
+    assert list(level) == ["name", "mean", "std", "least", "most"]
+    assert level["least"] == pytest.approx(1e8 * place["least"], rel=1e-4)
+    assert 60_000 <= level["least"] < level["mean"] < level["most"] <= 200_000
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, "quantile"])
