@@ -18,7 +18,7 @@ from cnnrun.data.training_batches import batches_in_order
 from cnnrun.model.network import Network
 from cnnrun.model.structures import LinkedChain
 
-_SPLITS_READ = ("train", "val")  # the splits that training reads
+_TRAINING_SPLITS = ("train", "val")
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
 
@@ -102,7 +102,7 @@ def compute_features(
         return replace(examples, images=MemoryStore(features.numpy()), rows=torch.arange(len(examples)))
 
     contexts = {"train": train_precision, "val": nullcontext}
-    return replace(dataset, splits={name: with_features(dataset.splits[name], contexts[name]) for name in _SPLITS_READ})
+    return replace(dataset, splits={name: with_features(dataset.splits[name], contexts[name]) for name in _TRAINING_SPLITS})
 
 
 def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:
@@ -110,4 +110,4 @@ def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> i
     examples = dataset.splits["train"]
     with torch.no_grad():
         features_1: Tensor = trunk(next(iter(batches_in_order(examples, 1, device))).images)
-    return 4 * features_1.numel() * sum(len(dataset.splits[name]) for name in _SPLITS_READ)
+    return 4 * features_1.numel() * sum(len(dataset.splits[name]) for name in _TRAINING_SPLITS)

@@ -1,4 +1,4 @@
-"""Functions that whoever watches a training adds to it."""
+"""Functions that a caller adds to a training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DrawFunction = Callable[[Task, Batch, Results, Sequence[str]], NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """Functions that whoever watches a training adds to it."""
+    """Functions that a caller adds to a training."""
 
     should_stop: Callable[[int, float], bool] | None = None
     """Called after each epoch with the epoch and the monitored metric; the training ends if it returns True."""

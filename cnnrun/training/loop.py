@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,8 @@ from numpy.typing import NDArray
 
 from cnnrun.base.atomic_files import json_bytes, storage_errors
 from cnnrun.base.device import is_out_of_memory, peak_memory_mib
-from cnnrun.base.errors import (
-    InterruptionError,
-    NonFiniteError,
-    OtherRankError,
-    ResourceError,
-    UserError,
-    first_line,
-)
+from cnnrun.base.durations import format_duration
+from cnnrun.base.errors import InterruptionError, NonFiniteError, OtherRankError, ResourceError, UserError, first_line
 from cnnrun.base.progress import Advance, Clock, progress_bar, say
 from cnnrun.base.signals import StopRequest, stop_on_signals
 from cnnrun.contracts.batch import Batch
@@ -88,7 +81,7 @@ class TrainingLoop:
         self.writer: CheckpointWriter | None = None  # None on ranks that write nothing
         self.stop = StopRequest()
         self._saved_step = state.step  # step of the newest checkpoint, 0 if there is none
-        self._shown_step = state.step  # that the progress bar shows
+        self._shown_step = state.step  # the last step that the progress bar has shown
         self._should_end = False  # set if `hooks.should_stop` ended the training early
 
     @property
@@ -104,14 +97,14 @@ class TrainingLoop:
     @property
     def is_finished(self) -> bool:
         """Whether the last step is done, or the training was ended early."""
-        stops_early = self.setup.spec.should_stop_early(self.state.waited)
+        stops_early = self.setup.spec.should_stop_early(self.state.evaluations_without_improvement)
         return self.state.step >= self.total_steps or stops_early or self._should_end
 
     def run(self, writer: CheckpointWriter | None, stop: StopRequest, advance: Advance) -> None:
         """Train to the end. Raises InterruptionError after a signal, once everything is saved."""
         self.writer, self.stop = writer, stop
         state, per_epoch = self.state, self.setup.steps_per_epoch
-        if state.step > state.evaluated and state.step % per_epoch == 0:
+        if state.step > state.evaluated_step and state.step % per_epoch == 0:
             self.end_epoch()  # the earlier process stopped before it measured this epoch
         while not self.is_finished:
             self.run_step()
@@ -126,7 +119,7 @@ class TrainingLoop:
                         self.end_epoch()
                     self.setup.ranks.barrier()
             if signal and state.step < self.total_steps:
-                line = f"stopped at step {state.step} of {self.total_steps} and saved; continue with --resume"
+                line = f"stopped at step {state.step:,} of {self.total_steps:,} and saved; continue with --resume"
                 raise InterruptionError(signal, line)
 
     def run_step(self) -> None:
@@ -136,7 +129,7 @@ class TrainingLoop:
         batch = self.compute_gradients()
         self.update_weights()
         if state.step == 0:
-            self.metrics_log.add_images(0, "train/pictures", batch.images[:64])
+            self.metrics_log.add_images(0, "train/images", batch.images[:64])
         state.step += 1
         self.clock.images += batch.global_size
 
@@ -171,7 +164,7 @@ class TrainingLoop:
             if failed:
                 self._save_before_failure()
                 raise failure or OtherRankError()
-            self._halve_micro_batches(f"at step {step}", memory_error or "memory ran out on another rank")
+            self._halve_micro_batches(f"at step {step:,}", memory_error or "memory ran out on another rank")
 
     def _may_block_ranks(self, error: Exception) -> bool:
         """Return whether other ranks may be waiting inside the network, where they cannot agree on an error."""
@@ -185,7 +178,7 @@ class TrainingLoop:
             if not is_out_of_memory(error):
                 raise
             # Some weights may have changed and others not: this state must not be saved.
-            line = f"memory ran out in the optimizer's step {self.state.step}: {first_line(error)}"
+            line = f"memory ran out in the optimizer's step {self.state.step:,}: {first_line(error)}"
             raise ResourceError(f"{line}; continue from the last checkpoint with --resume") from None
 
     def _schedule_factor(self, step: int) -> float:
@@ -198,7 +191,7 @@ class TrainingLoop:
         """
         spec, state = self.setup.spec, self.state
         measurement = self._measure_val()
-        state.evaluated = state.step
+        state.evaluated_step = state.step
         epoch = state.step // self.setup.steps_per_epoch
         metrics = {"train/loss": state.loss_sum / max(1, state.loss_count)}
         metrics |= {f"val/{name}": value for name, value in measurement.metrics.items() if value is not None}
@@ -212,8 +205,8 @@ class TrainingLoop:
         self._save_evaluation(measurement.choices, improved)
         names = [name for name in dict.fromkeys(["train/loss", "val/loss", spec.monitor]) if name in metrics]
         text = "  ".join(f"{name} {metrics[name]:.4f}" for name in names)
-        clock = self.clock
-        say(f"epoch {epoch:3d}/{spec.epochs}  {text}{'  best' if improved else ''}  {clock.seconds:.0f} s  {clock}")
+        time = f"{format_duration(self.clock.seconds)}  {self.clock}"
+        say(f"epoch {epoch:3d}/{spec.epochs}  {text}{'  best' if improved else ''}  {time}")
         self._add_to_tensorboard(measurement)
 
     def save(self) -> None:
@@ -235,7 +228,7 @@ class TrainingLoop:
             self.writer.add_evaluation(self.state.step, self._state_json(choices), improved)
 
     def _state_json(self, choices: Choices) -> dict[str, Any]:
-        return {"training": asdict(self.state), "facts": self.setup.facts.to_json(), "choices": choices.to_json()}
+        return {"training": self.state.to_json(), "facts": self.setup.facts.to_json(), "choices": choices.to_json()}
 
     def _save_before_failure(self) -> None:
         """Save a checkpoint before an error ends the run, unless this step is saved already.
@@ -260,17 +253,17 @@ class TrainingLoop:
                 if not is_out_of_memory(error) or setup.ranks.world_size > 1:
                     raise
                 reason = first_line(error)
-            self._halve_micro_batches(f"while evaluating after step {state.step}", reason)
+            self._halve_micro_batches(f"while evaluating after step {state.step:,}", reason)
 
     def _check_signal(self) -> None:
         """Raise InterruptionError after a signal. The weights are saved, and a resumed run measures val again."""
         (signal,) = self.setup.ranks.all_reduce_max([self.stop.signal])
         if signal:
-            line = f"stopped while measuring val after step {self.state.step}, which is saved; continue with --resume"
+            line = f"stopped while measuring val after step {self.state.step:,}, which is saved; continue with --resume"
             raise InterruptionError(signal, line)
 
     def _halve_micro_batches(self, when: str, reason: str) -> None:
-        """Split batches into twice as many micro-batches; `when` and `reason` say what failed."""
+        """Halve the micro-batches, for the rest of the training; `when` and `reason` say what failed."""
         try:
             self.state.accumulate = self.setup.double_micro_batches(self.state.accumulate, reason)
         except ResourceError:
@@ -303,7 +296,7 @@ class TrainingLoop:
             "time/seconds": self.clock.seconds,
         }
         self.metrics_log.add_scalars(self.state.step, times)
-        self.metrics_log.add_drawing(self.state.step, "val/found", self._draw_val)
+        self.metrics_log.add_drawing(self.state.step, "val/predictions", self._draw_val)
         for name, matrix in measurement.matrices.items():
             self.metrics_log.add_confusion_matrix(self.state.step, f"val/{name}", matrix, self.setup.facts.classes)
 
@@ -323,10 +316,10 @@ class TrainingLoop:
         spec, state = self.setup.spec, self.state
         sign = 1 if monitorable_metrics(self.setup.task.spec)[spec.monitor] == "max" else -1
         margin = spec.early_stop.min_delta if spec.early_stop else 0.0
-        if state.mark is None or (value - state.mark) * sign > margin:
-            state.mark, state.waited = value, 0
+        if state.patience_reference is None or (value - state.patience_reference) * sign > margin:
+            state.patience_reference, state.evaluations_without_improvement = value, 0
         else:
-            state.waited += 1
+            state.evaluations_without_improvement += 1
         improves = state.best is None or (value - state.best) * sign > 0
         if improves:
             state.best, state.best_step = value, state.step

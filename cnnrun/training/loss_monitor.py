@@ -18,12 +18,13 @@ from cnnrun.training.learner import Learner
 from cnnrun.training.nonfinite import finite_image_mask, first_nonfinite
 from cnnrun.training.state import TrainingState
 
-# Steps between a step and the reading of its values. A GPU gets the work of the next step before the values of a step
-# are read, so that it never waits.
+# Steps that are queued before the values of an earlier one are read, so that a GPU never waits for the next step.
 _LAG = {"cpu": 0, "cuda": 1}
 _VALUE_NAMES = ("the loss", "a gradient", "a weight or statistic")
 # The diagnosis if the step changed the weights before its values were read.
-_UNKNOWN = "unknown, because the GPU had already updated the weights; --resume --device cpu names the layer"
+_UNKNOWN = (
+    "unknown, because the GPU had already updated the weights; continue with --resume --device cpu to find the layer"
+)
 
 
 class LossMonitor:
@@ -87,7 +88,7 @@ class LossMonitor:
         examples = self._learner.setup.dataset.splits["train"]
         names = [escape(examples.sample_name(int(i))) for i in self._batches.sample_indices(step)]
         return [
-            f"{problem} at step {step}; this step is not saved, the last checkpoint is kept",
+            f"{problem} at step {step:,}; this step is not saved, the last checkpoint is kept",
             f"first value that is not finite: {first}",
             f"images of the batch: {join_names(names, 8)}",
             "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",

@@ -197,7 +197,7 @@ def check_state_tensors(spec: OptimizerSpec, tensors: dict[str, Tensor], step: i
     if wrong := [name for name, keys in keys_of.items() if keys != expected]:
         raise ValueError(f"the optimizer's tensors of {wrong[0]} are not those of {spec.kind}")
     if step and expected and not keys_of:
-        raise ValueError(f"the optimizer has no tensors after step {step}")
+        raise ValueError(f"the optimizer has no tensors after step {step:,}")
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:

@@ -91,7 +91,9 @@ def newest_run(runs: Path, name: str | None = None) -> Path:
     names = [name] if name else [entry.name for entry in runs.iterdir() if entry.is_dir()] if runs.is_dir() else []
     candidates = [run for run_name in names if (run := _newest_saved(runs / run_name))]
     if not candidates:
-        raise CheckpointError(f"{runs / name if name else runs}: no run here; start one with `cnnrun train CONFIG`")
+        raise CheckpointError(
+            f"{runs / name if name else runs}: no run with a checkpoint here; start one with `cnnrun train CONFIG`"
+        )
     return max(candidates, key=lambda run: (run / CONFIG).stat().st_mtime_ns)
 
 
@@ -172,7 +174,7 @@ def _describe_device(device: torch.device) -> Environment:
 
 
 def environment_changes(before: Environment, now: Environment) -> list[str]:
-    """Describe each entry that differs, a line per entry."""
+    """Describe each entry of both that differs, a line per entry."""
     return [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
 
 

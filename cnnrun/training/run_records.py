@@ -46,6 +46,7 @@ class TrainingResult(_Record):
     steps: int = Field(ge=0)
     best_step: int = Field(ge=0)
     best: dict[str, float]
+    # Times are of the last process of a resumed training.
     seconds: float = Field(ge=0)
     images_per_second: float = Field(ge=0)
     data_wait_share: float

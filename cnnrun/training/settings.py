@@ -84,9 +84,9 @@ trainings then differ slightly. Training on a CPU is always reproducible."""
         """Return whether to save a checkpoint after `step`, besides those at the ends of epochs."""
         return self.save_every is not None and step % self.save_every == 0
 
-    def should_stop_early(self, waited: int) -> bool:
-        """Return whether to stop after `waited` evaluations without improvement."""
-        return self.early_stop is not None and waited >= self.early_stop.patience
+    def should_stop_early(self, evaluations: int) -> bool:
+        """Return whether to stop after this number of evaluations without improvement."""
+        return self.early_stop is not None and evaluations >= self.early_stop.patience
 
 
 def monitorable_metrics(task: TaskSpec) -> dict[str, Direction]:
@@ -101,7 +101,7 @@ def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, 
         images = format_count(count, "training image")
         raise ConfigError(f"train.batch: {spec.batch} is more than the {images}: use {count:,} or less")
     if problem := batch_problem(spec, count, network, ranks, spec.accumulate, needs_pairs):
-        raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
+        raise ConfigError(f"train.batch: {problem}; change batch, accumulate or drop_last")
 
 
 def refuse_undefined_monitor(task: Task, targets: Targets, monitor: str) -> None:
@@ -115,21 +115,21 @@ def refuse_undefined_monitor(task: Task, targets: Targets, monitor: str) -> None
 def batch_problem(
     spec: Train, count: int, network: Network, ranks: int, accumulate: int, needs_pairs: bool
 ) -> str | None:
-    """Reason that batches of `count` images cannot be split into `accumulate` micro-batches and `ranks`, or None.
+    """Reason that batches of `count` images cannot be split into `accumulate` micro-batches on `ranks` ranks, or None.
 
-    Batch norm needs two images, and each rank needs one. With `needs_pairs`, for losses that compare images, each part
-    needs images of two classes.
+    Batch norm needs two images, and each rank needs one. With `needs_pairs`, for losses that compare images, each
+    micro-batch of a rank needs images of two classes.
     """
     micro = spec.smallest_batch(count) // accumulate
     smallest = micro // ranks
     frozen = {id(module) for layer in layers_until(network, spec.freeze).values() for module in layer.modules()}
     trainable = [module for module in network.modules() if id(module) not in frozen]
-    split = f"{format_count(count, 'image')} in batches of {spec.batch} / {accumulate}"
-    split += f" / {ranks} ranks" if ranks > 1 else ""
+    split = f"the smallest batch has {format_count(spec.smallest_batch(count), 'image')}, in "
+    split += format_count(accumulate, "micro-batch", "micro-batches") + (f" on {ranks} ranks" if ranks > 1 else "")
     if ranks > 1 and smallest < 1:
         return f"each rank needs an image of each micro-batch; {split}"
     if needs_pairs and smallest < 2 * spec.sampler.images_per_class:
-        return f"each part needs {spec.sampler.images_per_class} images of two classes to compare; {split}"
+        return f"each micro-batch of a rank needs two classes with {spec.sampler.images_per_class} images each; {split}"
     if spec.sync_batch_norm:
         smallest = micro
     if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in trainable):

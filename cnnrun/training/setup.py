@@ -52,7 +52,7 @@ class TrainingSetup:
         return self.spec.steps_per_epoch(self.train_count)
 
     def batches(self, micro_batch_count: int) -> TrainingBatches:
-        """Build the training batches, each of so many micro-batches."""
+        """Build the training batches, each split into `micro_batch_count` micro-batches."""
         train = self.dataset.splits["train"]
         prefetch = default_prefetch(train, self.device) if self.prefetch is None else self.prefetch
         order = self.spec.sampler.order(train.targets, self.spec.batch)
@@ -66,7 +66,7 @@ class TrainingSetup:
         check_batch_size(self.spec, self.train_count, self.network, self.ranks.world_size, needs_pairs)
 
     def double_micro_batches(self, count: int, reason: str) -> int:
-        """Return twice as many micro-batches. Raises ResourceError, with `reason`, if they cannot be smaller."""
+        """Return twice the micro-batch count. Raises ResourceError, with `reason`, if there are too few images."""
         needs_pairs, doubled = self.task.requirements.needs_class_batches, 2 * count
         problem = batch_problem(self.spec, self.train_count, self.network, self.ranks.world_size, doubled, needs_pairs)
         if problem or self.spec.smallest_batch(self.train_count) < doubled:

@@ -1,4 +1,4 @@
-"""What of a network changes in training: parameters, statistics of batch norms, and tensors that must stay finite."""
+"""Tensors of a network that change in training and must stay finite: parameters, statistics and averages."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ MUTATIONS = [
         ("an epoch that divides evenly has an extra empty batch",
          "else -(-images // self.batch)", "else images // self.batch + 1"),
         ("early stopping waits for one evaluation too many",
-         "waited >= self.early_stop.patience", "waited > self.early_stop.patience"),
+         "evaluations >= self.early_stop.patience", "evaluations > self.early_stop.patience"),
     ),
     *faults("training.learner",
             f"{LEARNING} training/test_loop.py::test_a_batch_of_one_with_batch_norm_is_refused_before_training "
@@ -226,7 +226,7 @@ MUTATIONS = [
     ),
     *faults("training.loop", f"{LEARNING} training/test_loop.py::test_the_best_checkpoint_does_not_depend_on_min_delta",
         ("an evaluation that is no better starts the waiting anew",
-         "(value - state.mark) * sign > margin", "(value - state.mark) * sign >= margin"),
+         "(value - state.patience_reference) * sign > margin", "(value - state.patience_reference) * sign >= margin"),
         ("the schedule is one step ahead",
          "self._schedule_factor(self.state.step))", "self._schedule_factor(self.state.step + 1))"),
     ),

@@ -274,8 +274,8 @@ def test_training_logs_images_of_detections(run):
 
     board = EventAccumulator(str(run), size_guidance={"images": 0})
     board.Reload()
-    assert len(board.Images("val/found")) == 14
-    assert "train/pictures" in board.Tags()["images"]
+    assert len(board.Images("val/predictions")) == 14
+    assert "train/images" in board.Tags()["images"]
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,10 @@ def test_incompatible_settings_are_refused_before_data_is_read(overrides, where,
             ["train.sampler.identities=10"],
             "train.sampler: a batch needs 6 classes of 10 images, but train has 5 classes",
         ),
-        (["task.verify.loss=triplet", "train.accumulate=5"], "each part needs 12 images of two classes"),
+        (
+            ["task.verify.loss=triplet", "train.accumulate=5"],
+            "each micro-batch of a rank needs two classes with 12 images each",
+        ),
         (
             ["data.split={by: label, test: ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'], val: 0.2}"],
             "train split is empty",

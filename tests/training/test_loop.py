@@ -324,7 +324,7 @@ def test_tensorboard_has_curves_images_and_the_confusion_matrix(trained_run):
     events = EventAccumulator(str(trained_run), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     assert {"val/accuracy", "train/loss", "train/lr", "time/images_per_second"} <= set(events.Tags()["scalars"])
-    assert {"train/pictures", "val/confusion"} <= set(events.Tags()["images"])
+    assert {"train/images", "val/confusion"} <= set(events.Tags()["images"])
     assert len(events.Scalars("val/accuracy")) == 12
 
 

@@ -33,7 +33,7 @@ def test_unfinished_runs_have_a_config_and_no_result(tmp_path):
 
 
 def test_the_newest_run_is_by_number_within_a_name_and_by_time_among_names(tmp_path):
-    with pytest.raises(CheckpointError, match="no run here"):
+    with pytest.raises(CheckpointError, match="no run with a checkpoint here"):
         run_folder.newest_run(tmp_path / "nothing")
     for place, (name, when) in enumerate((("a", 300), ("b", 500), ("a", 400))):
         folder = run_folder.create_run_folder(tmp_path, name)
