@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cnnrun.base.atomic_files import Folder, json_bytes
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.base.ranks import Ranks
@@ -37,10 +38,10 @@ from cnnrun.training.setup import TrainingSetup
 
 
 def prepare_dataset(
-    experiment: Experiment, indexed: SourceIndex | None = None, splits: Sequence[str] | None = None
+    experiment: Experiment, source_index: SourceIndex | None = None, splits: Sequence[str] | None = None
 ) -> Dataset:
     """Decode the experiment's data: all splits, or only those in `splits`. Raises DataError."""
-    return build_dataset(experiment.data, indexed or index_source(experiment.data), progress_bar, splits)
+    return build_dataset(experiment.data, source_index or index_source(experiment.data), progress_bar, splits)
 
 
 def build_experiment_network(experiment: Experiment, task: Task) -> BuiltNetwork:
@@ -69,13 +70,13 @@ def build_checked_network(
             raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training images")
     if problem := experiment.train.sampler.batch_problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
-    built = build_experiment_network(experiment, task)
+    built_network = build_experiment_network(experiment, task)
     check_batch_size(
-        experiment.train, facts.counts["train"], built.network, ranks, task.requirements.needs_class_batches
+        experiment.train, facts.counts["train"], built_network.network, ranks, task.requirements.needs_class_batches
     )
     if weights:
-        match_initial_weights(experiment, built.network, weights, facts)
-    return built
+        match_initial_weights(experiment, built_network.network, weights, facts)
+    return built_network
 
 
 def match_initial_weights(
@@ -123,7 +124,8 @@ def build_setup(
 def _start_from_weights(experiment: Experiment, network: Network, weights: Weights, matches: dict[str, str]) -> None:
     """Load the matched weights, and log which tensors keep random ones."""
     new_names = weights_file.load_weights(network, weights, matches)
-    say(f"{len(matches)} tensors from {experiment.model.weights}; new: {', '.join(new_names) or 'none'}")
+    matched = f"{format_count(len(matches), 'tensor')} from {experiment.model.weights}"
+    say(f"{matched}; randomly initialised: {', '.join(new_names) or 'none'}")
     if weights.facts is None and experiment.data.image.mean is None:
         say(f"{experiment.model.weights} does not say which mean and std it was trained with; this data's are used")
     frozen = tuple(f"layers.{name}." for name in layers_until(network, experiment.train.freeze))

@@ -47,12 +47,8 @@ def _find_image_mistakes(data: Data, channels: int) -> list[Mistake]:
     for setting in ("mean", "std"):
         values = getattr(data.image, setting)
         if values is not None and len(values) != channels:
-            mistakes.append(
-                (
-                    ("data", "image", setting),
-                    f"{format_count(len(values), 'number')} for {format_count(channels, 'channel')}",
-                )
-            )
+            counts = f"{format_count(len(values), 'number')} for {format_count(channels, 'channel')}"
+            mistakes.append((("data", "image", setting), f"{counts}; give one number per channel"))
     for setting in ("mixup", "cutmix"):
         missing = missing_package("scipy", "stats", setting)
         if missing and getattr(data.augment, setting):
@@ -69,10 +65,10 @@ def _find_network_mistakes(experiment: Experiment, shape: Shape) -> list[Mistake
     """Build the network without memory and check its shapes, the layers named elsewhere, and its size."""
     facts = DataFacts(_PLACEHOLDER_CLASSES, shape, numbers=_PLACEHOLDER_NUMBERS)
     try:
-        built = build_network(experiment.model.layers, experiment.task.bind(facts))
+        built_network = build_network(experiment.model.layers, experiment.task.bind(facts))
     except BuildError as error:
         return [(("model", "layers", *problem.path[1:]), problem.message) for problem in error.problems]
-    return [*_find_unknown_layers(experiment, built), *_find_memory_mistakes(built)]
+    return [*_find_unknown_layers(experiment, built_network), *_find_memory_mistakes(built_network)]
 
 
 def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
@@ -129,17 +125,17 @@ def _find_class_split_mistakes(experiment: Experiment) -> list[Mistake]:
     return []
 
 
-def _find_unknown_layers(experiment: Experiment, built: BuiltNetwork) -> list[Mistake]:
+def _find_unknown_layers(experiment: Experiment, built_network: BuiltNetwork) -> list[Mistake]:
     """Find layers in `model.until`, `train.freeze` or an optimizer's groups that the network does not have."""
     mistakes: list[Mistake] = []
     train = experiment.train
-    children = [name for name, _ in built.network.layers.named_children()]
+    children = [name for name, _ in built_network.network.layers.named_children()]
     for path, name in ((("model", "until"), experiment.model.until), (("train", "freeze"), train.freeze)):
         if name is not None and name not in children:
             mistakes.append((path, f"no layer {name!r} in the model{did_you_mean(name, children)}"))
     frozen = children[: children.index(train.freeze) + 1] if train.freeze in children else []
     frozen_prefixes = tuple(f"layers.{name}." for name in frozen)
-    trainable = [name for name, _ in built.network.named_parameters() if not name.startswith(frozen_prefixes)]
+    trainable = [name for name, _ in built_network.network.named_parameters() if not name.startswith(frozen_prefixes)]
     task = experiment.task.bind(DataFacts(_PLACEHOLDER_CLASSES, (1,), numbers=_PLACEHOLDER_NUMBERS))
     criterion = task.learning.build_criterion()
     trainable += [f"criterion.{name}" for name, _ in criterion.named_parameters()]
@@ -158,17 +154,17 @@ def _top_level_names(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[: 1 if name.startswith("head") else 2]) for name in names))
 
 
-def _find_memory_mistakes(built: BuiltNetwork) -> list[Mistake]:
+def _find_memory_mistakes(built_network: BuiltNetwork) -> list[Mistake]:
     """Check that the weights, gradients and moments fit into this machine's memory."""
-    needed = built.parameter_count * _BYTES_PER_PARAMETER
+    needed = built_network.parameter_count * _BYTES_PER_PARAMETER
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed <= memory:
         return []
-    row = max(built.rows, key=lambda row: row.parameters)
+    row = max(built_network.rows, key=lambda row: row.parameters)
     words = re.findall(r"\w+", row.path)[1:]
     path: KeyPath = ("model", "layers", *(int(word) if word.isdigit() else word for word in words))
     message = (
-        f"{row.parameters:,} of {built.parameter_count:,} parameters: training needs {needed / 2**30:,.0f} GiB, "
-        f"this machine has {memory / 2**30:,.0f} GiB"
+        f"{row.parameters:,} of {built_network.parameter_count:,} parameters: training needs {needed / 2**30:,.0f} "
+        f"GiB, this machine has {memory / 2**30:,.0f} GiB"
     )
     return [(path, message)]

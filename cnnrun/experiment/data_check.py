@@ -15,7 +15,7 @@ from cnnrun.data.index import SourceIndex, index_source
 from cnnrun.data.prepare import MOVED_NOTE, DecodedSplits, decode_splits, finish_dataset
 from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_learnable
+from cnnrun.experiment.training_checks import check_training_possible
 
 Audit = dict[str, Any]
 
@@ -26,31 +26,31 @@ def check_data(experiment: Experiment, verify: Path | None, write: Path | None) 
     Raises DataError.
     """
     try:
-        indexed = index_source(experiment.data)
+        source_index = index_source(experiment.data)
     except DataError:
         load_initial_weights(experiment)  # training reads the weights first, so it would report a mistake there
         raise
-    audit: Audit = {"name": experiment.name, **_check_manifest(indexed, verify, write)}
+    audit: Audit = {"name": experiment.name, **_check_manifest(source_index, verify, write)}
     # Audit all of the data, even where the config's policies would stop.
     lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
-    decoded = decode_splits(lenient, indexed, progress_bar)
-    refusal = _training_refusal(experiment, indexed, decoded)
+    decoded_splits = decode_splits(lenient, source_index, progress_bar)
+    refusal = _training_refusal(experiment, source_index, decoded_splits)
     try:
-        dataset = finish_dataset(lenient, indexed, decoded)
+        dataset = finish_dataset(lenient, source_index, decoded_splits)
     except DataError:
         check_audit_passed({"refused": refusal, "findings": []})  # training may stop earlier, for another reason
         raise
     audit |= audit_dataset(experiment.data, dataset, progress_bar)
-    if decoded.moved_count:
-        audit["findings"].append(asdict(Finding("note", f"images {MOVED_NOTE}", decoded.moved_count, [])))
+    if decoded_splits.moved_count:
+        audit["findings"].append(asdict(Finding("note", f"images {MOVED_NOTE}", decoded_splits.moved_count, [])))
     return audit | {"refused": refusal}
 
 
-def _check_manifest(indexed: SourceIndex, verify: Path | None, write: Path | None) -> Audit:
+def _check_manifest(source_index: SourceIndex, verify: Path | None, write: Path | None) -> Audit:
     """Write and compare manifests; returns the audit's keys `manifest` and `differences`. Raises DataError."""
     if not verify and not write:
         return {}
-    paths = manifest.list_unique_files(indexed.source_splits())
+    paths = manifest.list_unique_files(source_index.source_splits())
     if not paths:
         raise DataError("this source has no files to list")
     root, audit = manifest.common_folder(paths), Audit()
@@ -62,12 +62,14 @@ def _check_manifest(indexed: SourceIndex, verify: Path | None, write: Path | Non
     return audit
 
 
-def _training_refusal(experiment: Experiment, indexed: SourceIndex, decoded: DecodedSplits) -> dict[str, Any] | None:
+def _training_refusal(
+    experiment: Experiment, source_index: SourceIndex, decoded_splits: DecodedSplits
+) -> dict[str, Any] | None:
     """The message and the exit code with which training would refuse the data, or None."""
     try:
         weights = load_initial_weights(experiment)
         experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
-        check_learnable(experiment, finish_dataset(experiment.data, indexed, decoded), weights)
+        check_training_possible(experiment, finish_dataset(experiment.data, source_index, decoded_splits), weights)
     except UserError as error:
         return {"lines": list(error.lines), "exit_code": error.exit_code}
     return None

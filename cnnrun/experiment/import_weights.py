@@ -77,10 +77,10 @@ def convert_weights(
     }
     facts = _build_facts(description, _class_names(classes, tensors))
     try:
-        built = build_network(description.model.layers, description.task.bind(facts))
+        built_network = build_network(description.model.layers, description.task.bind(facts))
     except BuildError as error:
         raise ConfigError(*(f"--like {like}: {problem.message}" for problem in error.problems)) from None
-    state = built.network.state_dict()
+    state = built_network.network.state_dict()
     expected = {name: value for name, value in state.items() if not name.startswith("normalize.")}
     try:
         matches = tensor_matching.match_tensors(expected, tensors, match_rule, use_all=True)
@@ -92,7 +92,7 @@ def convert_weights(
     }
     converted["normalize.mean"] = torch.tensor(facts.mean).view(-1, 1, 1)
     converted["normalize.std"] = torch.tensor(facts.std).view(-1, 1, 1)
-    return ConvertedWeights(converted, description, facts, built.parameter_count)
+    return ConvertedWeights(converted, description, facts, built_network.parameter_count)
 
 
 def _describe(like: str) -> WeightsDescription:

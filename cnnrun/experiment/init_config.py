@@ -38,9 +38,9 @@ _MIN_IMAGES_FOR_TEST = 40  # with fewer, a test split would be too small to repo
 _MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
 _MIN_GREY_SHARE = 0.95  # the network gets one channel if more of the headers than this are grey
 _MAX_BATCH, _WANTED_STEPS_PER_EPOCH = 128, 12
-_TRAIN_SHARE = 0.7  # of the images: about as many remain for training
+_TRAIN_SHARE = 0.7  # approximate share of the images that remains for training
 _VAL_SHARE, _TEST_SHARE, _VAL_SHARE_BESIDE_TEST = 0.15, 0.15, 0.1
-_STEP_TIME_SHARE = 0.8  # of the training time is spent on steps; evaluation and saving take the rest
+_STEP_TIME_SHARE = 0.8  # share of the training time that is spent on steps, not on evaluation and saving
 _MIN_VAL_FOR_ACCURACY = 400  # on fewer images the loss tells checkpoints apart better than the accuracy
 
 
@@ -60,14 +60,14 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
     dataset, findings = _audit_source(overview, choice)
     text = _format_config(overview, choice, dataset, findings, minutes, path)
     experiment = parse_config(text, str(path))
-    built = build_checked_network(experiment, dataset.facts)  # the config must pass `cnnrun check`
+    built_network = build_checked_network(experiment, dataset.facts)  # the config must pass `cnnrun check`
     write_text(path, text)
     step_seconds = choice.epochs * len(dataset.splits["train"]) / choice.images_per_second
     return {
         "path": str(path),
         "size": list(choice.size),
         "channels": overview.channels,
-        "parameters": built.parameter_count,
+        "parameters": built_network.parameter_count,
         "epochs": choice.epochs,
         "batch": choice.batch,
         "images_per_second": round(choice.images_per_second),
@@ -111,9 +111,9 @@ class SourceOverview:
 def _survey_source(source: Any) -> SourceOverview:
     """Read the headers of some training images. Raises DataError if none can be read."""
     data = Data.model_validate({"source": source, "split": {"val": 0.0, "test": 0.0}})
-    indexed = index_source(data)
-    split = indexed.contents.splits["train"]
-    splits = frozenset(indexed.contents.splits)
+    source_index = index_source(data)
+    split = source_index.contents.splits["train"]
+    splits = frozenset(source_index.contents.splits)
     if isinstance(split.images, np.ndarray):
         height, width, channels = split.images.shape[1:]
         return SourceOverview(
@@ -268,7 +268,7 @@ def _data_section(overview: SourceOverview, choice: ChosenSettings, findings: di
     """Lines of the section `data`; files and images that the audit reports as errors are skipped."""
     errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
     damaged = errors.pop(UNUSABLE, None)
-    leaks = [finding for what, finding in errors.items() if not what.startswith("classes without")]
+    leaks = list(errors.values())  # `_audit_source` makes only unusable images and leaks errors
     lines = ["data:", *_indent_lines(yaml_reader.dump_yaml({"source": overview.source}), 2)]
     if image := choice.image_section(overview):
         height, width = overview.median

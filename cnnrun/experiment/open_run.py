@@ -232,21 +232,22 @@ def prepare_eval_data(
 ) -> tuple[str, Dataset]:
     """Decode the split to report and return its name: `split`, or by default test, or val if there is no test.
 
-    If it has fewer than `min_images` images, the training split is decoded too. Raises DataError unless the classes are
-    the network's.
+    If it has fewer than `min_images` images, which an export's comparison needs, the training split is decoded too.
+    Raises DataError unless the classes are the network's.
     """
-    indexed = index_source(experiment.data)
-    name = split or ("test" if "test" in indexed.splits else "val")
-    if name not in indexed.splits:
-        raise DataError(f"no split {name!r}; the data has {', '.join(indexed.splits)}")
-    data = prepare_dataset(experiment, indexed, [name] if indexed.counts[name] >= min_images else [name, "train"])
-    if name in indexed.held_out_splits and data.facts.fingerprint != trained.facts.fingerprint:
+    source_index = index_source(experiment.data)
+    name = split or ("test" if "test" in source_index.splits else "val")
+    if name not in source_index.splits:
+        raise DataError(f"no split {name!r}; the data has {', '.join(source_index.splits)}")
+    splits = [name] if source_index.counts[name] >= min_images else [name, "train"]
+    data = prepare_dataset(experiment, source_index, splits)
+    if name in source_index.held_out_splits and data.facts.fingerprint != trained.facts.fingerprint:
         say(f"the data has changed since the training: images of the held-out {name} split may have been trained on")
-    both_facts = (data.facts, trained.facts)
     if problem := trained.task.measuring.split_problem(data.splits[name].all_targets()):
         raise DataError(f"the {name} split: {problem}")
-    _check_same_names("target columns", *([number.name for number in facts.numbers] for facts in both_facts))
-    _check_same_names("classes", *(facts.classes for facts in both_facts))
+    data_columns, network_columns = ([row.name for row in facts.numbers] for facts in (data.facts, trained.facts))
+    _check_same_names("target columns", data_columns, network_columns)
+    _check_same_names("classes", data.facts.classes, trained.facts.classes)
     return name, replace(data, facts=trained.facts)
 
 
@@ -254,6 +255,6 @@ def _check_same_names(noun: str, data_names: Sequence[str], network_names: Seque
     """Raise DataError if the data's classes or target columns (`noun`) are not the network's."""
     for number, names in enumerate(itertools.zip_longest(data_names, network_names), 1):
         if names[0] != names[1]:
-            now, before = ("nothing" if name is None else escape(name) for name in names)
-            difference = f"the first that differs is number {number:,}, {now} instead of {before}"
+            data_name, network_name = ("nothing" if name is None else escape(name) for name in names)
+            difference = f"the first that differs is number {number:,}, {data_name} instead of {network_name}"
             raise DataError(f"the data's {noun} are not the network's: {difference}")

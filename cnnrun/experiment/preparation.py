@@ -1,4 +1,4 @@
-"""Preparation of a training, whoever asks for it: everything is loaded, checked and fits before a step is done."""
+"""Preparation of a training: load and check everything that it needs, before its first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnrun.base.ranks import Ranks
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.assemble import build_setup, prepare_dataset
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_learnable
+from cnnrun.experiment.training_checks import check_training_possible
 from cnnrun.model.weights_file import Weights
 from cnnrun.training.precision import choose_precision
 from cnnrun.training.setup import TrainingSetup
@@ -50,7 +50,7 @@ def prepare_training(
     ranks = ranks or Ranks()
     experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
     data = data or prepare_dataset(experiment)
-    network = check_learnable(experiment, data, weights, ranks.world_size).network
+    network = check_training_possible(experiment, data, weights, ranks.world_size).network
     if experiment.train.precision == "auto":
         spec = experiment.train
         batch = min(spec.batch, data.facts.counts["train"])

@@ -89,8 +89,8 @@ def _find_same_config(experiment: Experiment, runs: Sequence[Path]) -> tuple[Pat
 
 def check_unchanged_data(run: Path, fingerprint: str) -> None:
     """Raise CheckpointError if the data has changed since a finished run was trained."""
-    before = read_facts(run)
-    if before is not None and before.fingerprint != fingerprint:
+    facts_at_start = read_facts(run)
+    if facts_at_start is not None and facts_at_start.fingerprint != fingerprint:
         raise CheckpointError(f"{run} is finished, but the data has changed since then; train again without --resume")
 
 
@@ -113,6 +113,7 @@ def check_run_environment(run: Folder, environment: Environment, strict: bool) -
     for line in run_folder.environment_changes(earlier[-1], environment) if earlier else ():
         say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
     if environment not in earlier:
+        # The file holds the first environment and, under `later`, those of resumes.
         first, *later = [*earlier, environment]
         data = json_bytes(first | ({"later": later} if later else {}))
         with storage_errors(run.path / ENVIRONMENT, len(data)):
@@ -121,11 +122,10 @@ def check_run_environment(run: Folder, environment: Environment, strict: bool) -
 
 def check_unchanged_weights(run: Path, weights: Weights) -> None:
     """Raise CheckpointError if the weights are not the ones that the run started from."""
-    before = read_initial_weights(run)
-    if before and before.sha256 != weights.digest:
-        raise CheckpointError(
-            f"{run}: its initial weights have changed since it was started; train again without --resume"
-        )
+    recorded_weights = read_initial_weights(run)
+    if recorded_weights and recorded_weights.sha256 != weights.digest:
+        problem = "the initial weights have changed since the run was started"
+        raise CheckpointError(f"{run}: {problem}; train again without --resume")
 
 
 def load_resume_checkpoint(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Checkpoint | None:
@@ -133,14 +133,14 @@ def load_resume_checkpoint(run: Folder | None, data: Dataset, ranks: Ranks) -> c
 
     None if the run has no checkpoint. Raises CheckpointError if the data has changed.
     """
-    loaded: list[checkpoints.Checkpoint] = []  # at most one, on rank 0
+    local_checkpoints: list[checkpoints.Checkpoint] = []  # at most one, on rank 0
 
     def load_header() -> Any:
         assert run is not None
         checkpoint = _load_checkpoint(run, data)
         if checkpoint is None:
             return None
-        loaded.append(checkpoint)
+        local_checkpoints.append(checkpoint)
         return [str(checkpoint.path), list(checkpoint.parts), checkpoint.state]
 
     header = ranks.broadcast(load_header)
@@ -149,11 +149,11 @@ def load_resume_checkpoint(run: Folder | None, data: Dataset, ranks: Ranks) -> c
     path, part_names, state = header
     tensors = {
         f"{part}/{name}": value
-        for checkpoint in loaded
+        for checkpoint in local_checkpoints
         for part, values in checkpoint.parts.items()
         for name, value in values.items()
     }
-    received = ranks.broadcast_tensors(tensors if loaded else None)
+    received = ranks.broadcast_tensors(tensors if local_checkpoints else None)
     parts: checkpoints.CheckpointParts = {name: {} for name in part_names}
     for key, value in received.items():
         part, name = key.split("/", 1)
@@ -167,20 +167,21 @@ def _load_checkpoint(run: Folder, data: Dataset) -> checkpoints.Checkpoint | Non
         folder = run.open_child(CHECKPOINTS, create=True)
         checkpoints.repair_killed_save(folder)
     checkpoint = checkpoints.load_newest(folder.path, "latest", say)
-    before = parse_facts(checkpoint.state, str(checkpoint.path))[0] if checkpoint else read_facts(run.path)
-    if before is not None:
-        _refuse_other_data(run.path, before, data)
+    recorded_facts = parse_facts(checkpoint.state, str(checkpoint.path))[0] if checkpoint else read_facts(run.path)
+    if recorded_facts is not None:
+        _refuse_other_data(run.path, recorded_facts, data)
     return checkpoint
 
 
-def _refuse_other_data(run: Path, before: DataFacts, data: Dataset) -> None:
+def _refuse_other_data(run: Path, recorded_facts: DataFacts, data: Dataset) -> None:
     """Raise CheckpointError, with what changed, if the data is not what the run was started with."""
     facts = data.facts
-    if before.fingerprint != facts.fingerprint:
-        changes = f"{_describe_size(before)} then, {_describe_size(facts)} now{_first_difference(run, data)}"
-        if before.classes != facts.classes:
-            changes += f"; the classes were {join_names(before.classes)}, and are {join_names(facts.classes)}"
-        problem = f"the data has changed since it was started ({changes})"
+    if recorded_facts.fingerprint != facts.fingerprint:
+        sizes = f"{_describe_size(recorded_facts)} then, {_describe_size(facts)} now"
+        changes = f"{sizes}{_first_difference(run, data)}"
+        if recorded_facts.classes != facts.classes:
+            changes += f"; the classes were {join_names(recorded_facts.classes)}, and are {join_names(facts.classes)}"
+        problem = f"the data has changed since the run was started ({changes})"
         raise CheckpointError(f"{run}: {problem}; train again without --resume")
 
 
@@ -193,15 +194,15 @@ def _first_difference(run: Path, data: Dataset) -> str:
     """Describe the first file that differs from the run's listing; empty if the listing cannot be read."""
     try:
         with open_gzip(run / DATA_LIST, CheckpointError) as listing:
-            before = listing.read().decode(errors="replace").split("\n")
+            recorded_lines = listing.read().decode(errors="replace").split("\n")
     except CheckpointError:
         return ""
-    for old, new in itertools.zip_longest(before, data.listing_lines(), fillvalue=""):
+    for old, new in itertools.zip_longest(recorded_lines, data.listing_lines(), fillvalue=""):
         if old != new:
             old_path, new_path = _listed_path(old), _listed_path(new)
             if old_path == new_path:
                 return f"; {old_path} changed"
-            is_new = new_path and all(_listed_path(line) != new_path for line in before)
+            is_new = new_path and all(_listed_path(line) != new_path for line in recorded_lines)
             return f"; {new_path} is new" if is_new else f"; {old_path} is gone"
     return ""
 

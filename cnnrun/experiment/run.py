@@ -75,9 +75,9 @@ def train(
         earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, resume, strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
-        prepared = _prepare_run(experiment, earlier, device, ranks)
-        run = earlier["run"] if earlier else ranks.broadcast(lambda: _create_run(prepared, runs))
-        return _train_in_folder(prepared, _Start(Path(run), device, ranks, resume, strict), hooks)
+        training = _prepare_run(experiment, earlier, device, ranks)
+        run = earlier["run"] if earlier else ranks.broadcast(lambda: _create_run(training, runs))
+        return _train_in_folder(training, _Start(Path(run), device, ranks, resume, strict), hooks)
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class _Start:
     strict: bool
 
 
-def _train_in_folder(prepared: PreparedTraining, start: _Start, hooks: RunHooks) -> Result:
+def _train_in_folder(training: PreparedTraining, start: _Start, hooks: RunHooks) -> Result:
     """Train while the first rank locks the run folder, so that no other process can write to it."""
-    experiment, run, device, ranks = prepared.experiment, start.run, start.device, start.ranks
+    experiment, run, device, ranks = training.experiment, start.run, start.device, start.ranks
     folders: list[Folder] = []  # the locked folder, on the first rank only
     with ExitStack() as stack:
         ranks.broadcast(lambda: folders.append(stack.enter_context(run_folder.hold_run(run))))
@@ -101,17 +101,17 @@ def _train_in_folder(prepared: PreparedTraining, start: _Start, hooks: RunHooks)
             say(f"{run} was finished by another process meanwhile")
             return {"run": str(run), "already_finished": True, **earlier_result}
         folder = folders[0] if folders else None
-        checkpoint = load_resume_checkpoint(folder, prepared.data, ranks) if start.resume else None
+        checkpoint = load_resume_checkpoint(folder, training.data, ranks) if start.resume else None
         environment = run_folder.describe_environment(device, ranks.world_size)
         ranks.broadcast(lambda: check_run_environment(folders[0], environment, start.strict))
-        result = fit(prepared.build_setup(device, folder, ranks), checkpoint, hooks)
+        result = fit(training.build_setup(device, folder, ranks), checkpoint, hooks)
         if folder and checkpoint is None and hooks.record:  # the total time of a resumed run is not known
             hooks.record(experiment, folder, environment, result)
         return {"run": str(run), **result}
 
 
-def _create_run(prepared: PreparedTraining, runs: Path) -> str:
-    return str(create_run(prepared.experiment, prepared.data, prepared.weights, runs))
+def _create_run(training: PreparedTraining, runs: Path) -> str:
+    return str(create_run(training.experiment, training.data, training.weights, runs))
 
 
 def _prepare_run(
@@ -126,12 +126,12 @@ def _prepare_run(
         )
     if earlier and weights:
         check_unchanged_weights(Path(earlier["run"]), weights)
-    prepared = prepare_training(experiment, weights, device, ranks)
-    for note in [*prepared.data.notes, *class_notes(prepared.experiment, prepared.data)]:
+    training = prepare_training(experiment, weights, device, ranks)
+    for note in [*training.data.notes, *class_notes(training.experiment, training.data)]:
         say(f"data: {note}")
     ranks.barrier(long_timeout=True)
-    check_same_data(prepared.data, ranks)
-    return prepared
+    check_same_data(training.data, ranks)
+    return training
 
 
 def _find_earlier_run(experiment: Experiment, runs: Path, resume: bool, strict: bool) -> dict[str, Any] | None:

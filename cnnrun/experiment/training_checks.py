@@ -19,14 +19,16 @@ from cnnrun.model.weights_file import Weights
 from cnnrun.training.settings import refuse_undefined_monitor
 
 
-def check_learnable(experiment: Experiment, data: Dataset, weights: Weights | None, ranks: int = 1) -> BuiltNetwork:
+def check_training_possible(
+    experiment: Experiment, data: Dataset, weights: Weights | None, ranks: int = 1
+) -> BuiltNetwork:
     """Check that the experiment can train on decoded data. Returns the network, without memory.
 
     Raises ConfigError, DataError or CheckpointError, as `train` would.
     """
-    built = build_checked_network(experiment, data.facts, weights, ranks)
-    check_measurable(experiment, data.facts, {name: examples.all_targets() for name, examples in data.splits.items()})
-    return built
+    built_network = build_checked_network(experiment, data.facts, weights, ranks)
+    check_eval_splits(experiment, data.facts, {name: examples.all_targets() for name, examples in data.splits.items()})
+    return built_network
 
 
 def class_notes(experiment: Experiment, data: Dataset) -> list[str]:
@@ -40,7 +42,7 @@ def class_notes(experiment: Experiment, data: Dataset) -> list[str]:
     return lines
 
 
-def check_measurable(experiment: Experiment, facts: DataFacts, targets: dict[str, Targets]) -> None:
+def check_eval_splits(experiment: Experiment, facts: DataFacts, targets: dict[str, Targets]) -> None:
     """Raise DataError if the task cannot be measured on val or test; `targets` are those of each split."""
     task = experiment.task.bind(facts)
     for name, split_targets in targets.items():

@@ -43,7 +43,7 @@ def _read_run_weights(path: Path) -> Weights:
             run_folder.refuse_links(path)
         checkpoint = checkpoints.load_newest(path / CHECKPOINTS, "best", lambda line: None)
     if checkpoint is None:
-        raise CheckpointError(f"{path}: neither a run nor a checkpoint")
+        raise CheckpointError(f"{path}: no checkpoint here; give a checkpoint, or a run that has one")
     facts, _, tensors = checkpoint_weights(checkpoint)
     description = _describe_run(checkpoint.path.parent.parent)
     return Weights(tensors, "name", description, facts, file_digest(checkpoint.path / checkpoints.MANIFEST))

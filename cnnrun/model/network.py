@@ -78,16 +78,16 @@ def build_network(nodes: Sequence[Any], task: Task) -> BuiltNetwork:
     return BuiltNetwork(network, facts.image_shape, builder.rows, builder.layers, levels)
 
 
-def flops(built: BuiltNetwork) -> list[int]:
+def flops(built_network: BuiltNetwork) -> list[int]:
     """Floating-point operations of each summary row in one image's forward pass; a multiply-add counts as two."""
     from torch.utils.flop_counter import FlopCounterMode  # this import takes 0.1 s
 
-    network = Network(nn.Identity(), built.network.layers, built.network.head).eval()
+    network = Network(nn.Identity(), built_network.network.layers, built_network.network.head).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *built.image_shape, device="meta"))
+        network(torch.empty(1, *built_network.image_shape, device="meta"))
     network.train()
     counts = counter.get_flop_counts()
-    return [sum(counts.get(f"Network.{row.module}", {}).values()) for row in built.rows]
+    return [sum(counts.get(f"Network.{row.module}", {}).values()) for row in built_network.rows]
 
 
 def materialize(network: Network, seed: int) -> Network:

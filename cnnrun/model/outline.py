@@ -27,11 +27,11 @@ class OutlineEntry:
     lanes: list[list[OutlineEntry]] = field(default_factory=list)
 
 
-def build_outline(built: BuiltNetwork, task: str) -> list[OutlineEntry]:
+def build_outline(built_network: BuiltNetwork, task: str) -> list[OutlineEntry]:
     """Describe the input, the network's top-level layers and the task's head."""
-    head = built.rows[-1]
-    parts = [OutlineEntry("input", "input", [], _format_shape(built.image_shape))]
-    parts += _describe_children(built.layers, "layers")
+    head = built_network.rows[-1]
+    parts = [OutlineEntry("input", "input", [], _format_shape(built_network.image_shape))]
+    parts += _describe_children(built_network.layers, "layers")
     return [*parts, OutlineEntry("head", task, [f"{head.parameters:,} parameters"], _format_shape(head.out_shape))]
 
 

@@ -116,7 +116,9 @@ def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_pat
     for name, value in before.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.allclose(after[name], value, atol=1e-6), name
-    assert "new: none" in capfd.readouterr().err  # the head is loaded too, because the classes are the same
+    assert (
+        "randomly initialised: none" in capfd.readouterr().err
+    )  # the head is loaded too, because the classes are the same
 
 
 def test_layers_after_until_keep_their_initial_weights(trained_run, tmp_path, capfd):
@@ -126,7 +128,7 @@ def test_layers_after_until_keep_their_initial_weights(trained_run, tmp_path, ca
     before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("layers.conv1"))
     assert not torch.equal(after["layers.linear1.linear.weight"], before["layers.linear1.linear.weight"])
-    assert "new: layers.linear1.linear.weight" in capfd.readouterr().err
+    assert "randomly initialised: layers.linear1.linear.weight" in capfd.readouterr().err
 
 
 def test_mismatched_weights_are_refused_before_a_run_folder_exists(trained_run, tmp_path):

@@ -159,16 +159,16 @@ def test_data_changed_before_the_first_checkpoint_is_refused(unfinished_run, pet
 
 
 def test_a_run_finished_by_another_process_meanwhile_is_not_changed(unfinished_run, pets, tmp_path, monkeypatch):
-    real = preparation.check_learnable
+    real = preparation.check_training_possible
 
     def finishing(*arguments):
-        monkeypatch.setattr(preparation, "check_learnable", real)
+        monkeypatch.setattr(preparation, "check_training_possible", real)
         train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
         finished.update(read_files(unfinished_run))
         return real(*arguments)
 
     finished: dict[str, bytes] = {}
-    monkeypatch.setattr(preparation, "check_learnable", finishing)
+    monkeypatch.setattr(preparation, "check_training_possible", finishing)
     made = train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
     assert made["run"] == str(unfinished_run)
     assert made["steps"] == 8

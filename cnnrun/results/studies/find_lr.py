@@ -33,9 +33,9 @@ def find_learning_rate(
     """Measure the smoothed loss at rates from `low` to `high`; returns it with two rates that are commonly chosen."""
     if not 0 < low < high < math.inf:
         raise ConfigError("--low and --high: give two finite rates above 0, with --low below --high")
-    prepared = prepare_training(experiment, load_initial_weights(experiment), device)
+    training = prepare_training(experiment, load_initial_weights(experiment), device)
     with deterministic_kernels(device, experiment.train.deterministic):
-        rows = _sweep_rates(prepared.build_setup(device), low, high, steps)
+        rows = _sweep_rates(training.build_setup(device), low, high, steps)
     if len(rows) < 3:
         raise ConfigError(f"the loss diverges from a rate of {low:g} on; give a lower --low")
     result = {

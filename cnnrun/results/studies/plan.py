@@ -47,31 +47,35 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     start = time.perf_counter()
     weights = load_initial_weights(experiment)
     experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
-    indexed = index_source(experiment.data)
-    undecoded_counts = {name: _undecoded_count(experiment, split) for name, split in indexed.contents.splits.items()}
-    sampled = _sample_index(indexed) if any(undecoded_counts.values()) else indexed
+    source_index = index_source(experiment.data)
+    source_splits = source_index.contents.splits
+    undecoded_counts = {name: _undecoded_count(experiment, split) for name, split in source_splits.items()}
+    sampled = _sample_index(source_index) if any(undecoded_counts.values()) else source_index
     decoding_start = time.perf_counter()
     # The plan leaves the cache on the disk unchanged.
-    settings = experiment.data.model_copy(update={"cache": "memory"}) if sampled is not indexed else experiment.data
+    settings = (
+        experiment.data.model_copy(update={"cache": "memory"}) if sampled is not source_index else experiment.data
+    )
     with contextlib.redirect_stderr(io.StringIO()):
         data = prepare_dataset(experiment.model_copy(update={"data": settings}), sampled)
     decoded = sum(len(split) for split in sampled.source_splits())
     images_per_second = decoded / (time.perf_counter() - decoding_start)
-    facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
-    prepared = prepare_training(experiment, weights, device, data=replace(data, facts=facts))
+    class_counts, numbers = source_index.class_counts(), source_index.numbers()
+    facts = replace(data.facts, class_counts=class_counts, counts=source_index.counts, numbers=numbers)
+    training = prepare_training(experiment, weights, device, data=replace(data, facts=facts))
     if experiment.data.cache == "none":
         say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
     say(f"training on {format_count(len(data.splits['train']), 'image')} for a few seconds")
     with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
-        speed = _measure_speed(prepared, device, Path(folder))
+        speed = _measure_speed(training, device, Path(folder))
     plan = _predict_times(experiment, facts, speed)
     undecoded = sum(undecoded_counts.values())
-    sample_count = sum(len(split) for split in indexed.source_splits())
+    sample_count = sum(len(split) for split in source_index.source_splits())
     plan |= {
         "decode_seconds": round(undecoded / images_per_second, 1),
-        "cache_mib": round(sample_count * _sample_bytes(indexed, facts) / 2**20, 1) if undecoded else 0.0,
+        "cache_mib": round(sample_count * _sample_bytes(source_index, facts) / 2**20, 1) if undecoded else 0.0,
         "peak_memory_mib": peak_memory_mib(device)
-        + _remaining_memory_mib(experiment, indexed, facts, decoded if undecoded else int(speed["read"]), device),
+        + _remaining_memory_mib(experiment, source_index, facts, decoded if undecoded else int(speed["read"]), device),
     }
     write_plan(experiment, runs, device, plan)
     return {"name": experiment.name, "took": round(time.perf_counter() - start, 1), **plan}
@@ -92,27 +96,27 @@ def _undecoded_count(experiment: Experiment, split: Split) -> int:
     return len(split) if has_undecoded_masks or needs_decoding(split, shape) else 0
 
 
-def _sample_bytes(indexed: SourceIndex, facts: DataFacts) -> int:
+def _sample_bytes(source_index: SourceIndex, facts: DataFacts) -> int:
     """Bytes of a decoded image, and of its mask if the images have masks."""
     channels, height, width = facts.image_shape
-    has_masks = any(split.masks is not None for split in indexed.source_splits())
+    has_masks = any(split.masks is not None for split in source_index.source_splits())
     return (channels + has_masks) * height * width
 
 
-def _sample_index(indexed: SourceIndex) -> SourceIndex:
+def _sample_index(source_index: SourceIndex) -> SourceIndex:
     """Index of evenly spaced images of each split, at most _MAX_DECODED_IMAGES."""
     splits, sources = {}, {}
-    for name, (split, rows) in indexed.splits.items():
+    for name, (split, rows) in source_index.splits.items():
         chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MAX_DECODED_IMAGES)).long()]
         sources[name] = split.select(chosen)
         splits[name] = (sources[name], torch.arange(len(chosen)))
-    contents: SourceContents = replace(indexed.contents, splits=sources)
-    return SourceIndex(contents, splits, indexed.held_out_splits)
+    contents: SourceContents = replace(source_index.contents, splits=sources)
+    return SourceIndex(contents, splits, source_index.held_out_splits)
 
 
-def _measure_speed(prepared: PreparedTraining, device: torch.device, folder: Path) -> dict[str, float]:
+def _measure_speed(training: PreparedTraining, device: torch.device, folder: Path) -> dict[str, float]:
     """Measure seconds per step and per end of an epoch in a short training, after a shorter one that warms up."""
-    spec, data = prepared.experiment.train, prepared.data
+    spec, data = training.experiment.train, training.data
     train, val = data.splits["train"], data.splits["val"]
     batch = min(spec.batch, len(train))
     short_settings = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
@@ -124,7 +128,7 @@ def _measure_speed(prepared: PreparedTraining, device: torch.device, folder: Pat
         splits = {"train": _first_samples(train, steps * batch), "val": _first_samples(val, val_images)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            short = replace(prepared.with_train(**short_settings, epochs=epochs), data=replace(data, splits=splits))
+            short = replace(training.with_train(**short_settings, epochs=epochs), data=replace(data, splits=splits))
             result = fit(short.build_setup(device, Folder(folder / name)))
         step_seconds = epochs * steps * batch / result["images_per_second"]
         return steps, (result["seconds"] - step_seconds) / epochs, result
@@ -164,14 +168,14 @@ def _predict_times(experiment: Experiment, facts: DataFacts, speed: dict[str, fl
 
 
 def _remaining_memory_mib(
-    experiment: Experiment, indexed: SourceIndex, facts: DataFacts, decoded_count: int, device: torch.device
+    experiment: Experiment, source_index: SourceIndex, facts: DataFacts, decoded_count: int, device: torch.device
 ) -> int:
     """MiB of decoded images that a whole training holds in memory beyond the short training's `decoded_count`."""
-    sample_bytes = _sample_bytes(indexed, facts)
-    file_count = sum(len(split) for split in indexed.source_splits() if not isinstance(split.images, np.ndarray))
+    sample_bytes = _sample_bytes(source_index, facts)
+    file_count = sum(len(split) for split in source_index.source_splits() if not isinstance(split.images, np.ndarray))
     if device.type == "cuda" or not file_count or file_count * sample_bytes > experiment.data.memory_gib * 2**30:
         return 0
-    image_count = sum(indexed.counts[name] for name in ("train", "val"))
+    image_count = sum(source_index.counts[name] for name in ("train", "val"))
     return max(0, round((image_count - decoded_count) * sample_bytes / 2**20))
 
 

@@ -36,7 +36,7 @@ class CheckResult:
 class SelftestContext:
     """The config with a few of its images, and the networks trained on them."""
 
-    prepared: PreparedTraining
+    training: PreparedTraining
     device: torch.device
     folder: Path
     learners: dict[str, Learner] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class SelftestContext:
     @property
     def experiment(self) -> Experiment:
         """The config, with short settings of training."""
-        return self.prepared.experiment
+        return self.training.experiment
 
     @property
     def data(self) -> Dataset:
         """The images."""
-        return self.prepared.data
+        return self.training.data
 
     @property
     def task(self) -> Task:
@@ -60,8 +60,8 @@ class SelftestContext:
     def build_setup(self, name: str, data: Dataset | None = None, **train: Any) -> TrainingSetup:
         """Build the setup of a new training on these images, with other settings of training if given."""
         (self.folder / name).mkdir(exist_ok=True)
-        prepared = replace(self.prepared.with_train(**train), data=data or self.data)
-        return prepared.build_setup(self.device, Folder(self.folder / name))
+        training = replace(self.training.with_train(**train), data=data or self.data)
+        return training.build_setup(self.device, Folder(self.folder / name))
 
     def first_batch(self, count: int) -> Batch:
         """Batch of the first `count` training images, without augmentation."""

@@ -47,10 +47,10 @@ def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[st
     """Run every check on a config, by default on a small built-in one; returns the results."""
     start = time.monotonic()
     experiment = experiment or parse_config(BUILT_IN_CONFIG, "selftest.yaml", ["name=selftest"])
-    prepared = prepare_training(experiment, load_initial_weights(experiment), device)
+    training = prepare_training(experiment, load_initial_weights(experiment), device)
     results = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
-        context = _build_context(prepared, device, Path(folder))
+        context = _build_context(training, device, Path(folder))
         for check in CHECKS:
             with _silence_notes():
                 results.append(check(context))
@@ -76,14 +76,14 @@ def _silence_notes() -> Iterator[None]:
         yield
 
 
-def _build_context(prepared: PreparedTraining, device: torch.device, folder: Path) -> SelftestContext:
-    spec, data = prepared.experiment.train, prepared.data
+def _build_context(training: PreparedTraining, device: torch.device, folder: Path) -> SelftestContext:
+    spec, data = training.experiment.train, training.data
     batch = min(max(min(spec.batch, _MAX_BATCH), 2 * spec.accumulate), len(data.splits["train"]))
     counts = {"train": batch * _STEPS_PER_EPOCH, "val": _MAX_VAL_IMAGES}
     splits = {name: _random_samples(data.splits[name], count) for name, count in counts.items()}
     facts = replace(data.facts, counts={name: len(examples) for name, examples in splits.items()})
     short_settings = {"epochs": 2, "batch": batch, "save_every": None, "keep": 1000, "early_stop": None}
-    short = prepared.with_train(**short_settings, compile=False, drop_last=True)
+    short = training.with_train(**short_settings, compile=False, drop_last=True)
     return SelftestContext(replace(short, data=replace(data, facts=facts, splits=splits)), device, folder)
 
 
@@ -97,7 +97,7 @@ def check_first_loss(context: SelftestContext) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
     check = "the first loss equals that of a random guess"
     expected = context.task.learning.guess_loss()
-    if context.prepared.weights:
+    if context.training.weights:
         return CheckResult(check, None, "starts from given weights")
     if expected is None:
         return CheckResult(check, None, "unknown for this task")
