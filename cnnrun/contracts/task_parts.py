@@ -162,7 +162,7 @@ class Showing:
         """Lines for the log about the effect of the settings on this data, such as class weights."""
         return []
 
-    def network_notes(self, levels: Sequence[FeatureLevel], targets: Targets) -> list[str]:
+    def feature_level_notes(self, levels: Sequence[FeatureLevel], targets: Targets) -> list[str]:
         """Lines of `cnnrun check` about how the feature levels suit the targets of the training split."""
         return []
 

@@ -54,7 +54,7 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         "flops": sum(flops(built_network)),
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
         "decoded": decode,
-        "remarks": [*notes, *experiment.task.bind(facts).showing.network_notes(levels, targets)],
+        "remarks": [*notes, *experiment.task.bind(facts).showing.feature_level_notes(levels, targets)],
     }
 
 

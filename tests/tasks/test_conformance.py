@@ -298,14 +298,14 @@ def test_targets_and_scores_can_be_shown(task):
 
 
 @every_task
-def test_network_notes_take_the_targets_of_a_split(task):
+def test_feature_level_notes_take_the_targets_of_a_split(task):
     """Objects of a split are concatenated, with the count of each image."""
     targets, levels = targets_of(task), [FeatureLevel(MAPS, (9, 9), (8.0, 8.0))]
     if task.spec.target_kind is TargetKind.BOXES:
         is_object = targets["objects"] >= 0
         targets = {name: values[is_object] for name, values in targets.items() if name != "view"}
         targets["counts"] = is_object.sum(1)
-    assert all(isinstance(line, str) for line in task.showing.network_notes(levels, targets))
+    assert all(isinstance(line, str) for line in task.showing.feature_level_notes(levels, targets))
 
 
 @every_task

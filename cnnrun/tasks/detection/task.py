@@ -269,7 +269,7 @@ class DetectShowing(Showing):
             for row in rows
         ]
 
-    def network_notes(self, levels: Sequence[FeatureLevel], targets: Targets) -> list[str]:
+    def feature_level_notes(self, levels: Sequence[FeatureLevel], targets: Targets) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]
         if not len(boxes):
             return []

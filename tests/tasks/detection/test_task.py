@@ -260,15 +260,15 @@ def split_of(batch):
     return {name: values[there] for name, values in batch.items() if name != "view"} | {"counts": there.sum(1)}
 
 
-def network_notes(feature_levels, batch, **settings):
-    return Detect(**settings).bind(FACTS).showing.network_notes(feature_levels, split_of(batch))
+def feature_level_notes(feature_levels, batch, **settings):
+    return Detect(**settings).bind(FACTS).showing.feature_level_notes(feature_levels, split_of(batch))
 
 
-def test_network_notes_report_receptive_fields_and_warn_of_misfits():
+def test_feature_level_notes_report_receptive_fields_and_warn_of_misfits():
     levels = [FeatureLevel((8, 8, 12), (20, 30), (8.0, 8.0)), FeatureLevel((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
-    lines = network_notes(levels, usual, levels=["p3", "p4"])
+    lines = feature_level_notes(levels, usual, levels=["p3", "p4"])
     # The towers' two convolutions see four more cells.
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52 pixels"
     assert not any("warning" in line for line in lines)
@@ -276,14 +276,14 @@ def test_network_notes_report_receptive_fields_and_warn_of_misfits():
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
         "lie between the cells of the finest level, one every 8 pixels" in line
-        for line in network_notes(levels[:1], small)
+        for line in feature_level_notes(levels[:1], small)
     )
     large = targets(20)
     large["boxes"] *= 9
-    assert any("larger than the 52 pixels that a cell sees" in line for line in network_notes(levels[:1], large))
+    assert any("larger than the 52 pixels that a cell sees" in line for line in feature_level_notes(levels[:1], large))
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
-        for line in network_notes(levels, targets(), levels=["p3", "p4"], most=3)
+        for line in feature_level_notes(levels, targets(), levels=["p3", "p4"], most=3)
     )
 
 
