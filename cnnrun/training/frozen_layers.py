@@ -101,8 +101,8 @@ def compute_features(
         assert features is not None, "no split is empty"
         return replace(examples, images=MemoryStore(features.numpy()), rows=torch.arange(len(examples)))
 
-    contexts = {"train": train_precision, "val": nullcontext}
-    return replace(dataset, splits={name: with_features(dataset.splits[name], contexts[name]) for name in _TRAINING_SPLITS})
+    contexts = {"train": train_precision, "val": nullcontext}  # the splits that training reads
+    return replace(dataset, splits={name: with_features(dataset.splits[name], contexts[name]) for name in contexts})
 
 
 def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:
