@@ -16,6 +16,7 @@ __all__ = [
     "extras",
     "file_sequences",
     "locks",
+    "machine_load",
     "ownership",
     "process_settings",
     "progress",

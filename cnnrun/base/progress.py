@@ -73,6 +73,11 @@ class Clock:
         return self.images / (self.seconds - self._excluded_seconds)
 
     @property
+    def wait_seconds(self) -> float:
+        """Time that was spent waiting for data."""
+        return self._wait_seconds
+
+    @property
     def data_wait_share(self) -> float:
         """Share of the training time that was spent waiting for data."""
         return self._wait_seconds / (self.seconds - self._excluded_seconds)

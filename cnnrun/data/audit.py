@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from cnnrun.base.errors import escape
 from cnnrun.base.extras import missing_package
+from cnnrun.base.machine_load import processor_count
 from cnnrun.data import duplicates
 from cnnrun.data.cache import ProgressBar, images_per_block
 from cnnrun.data.class_names import implausible_class_names, quote_names, similar_names
 from cnnrun.data.dataset import Dataset
-from cnnrun.data.decode import Decoder, processor_count, start_threads
+from cnnrun.data.decode import Decoder, start_threads
 from cnnrun.data.duplicates import SampleTable
 from cnnrun.data.image_records import RECORD
 from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std

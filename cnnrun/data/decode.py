@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -85,11 +84,6 @@ def start_threads(workers: int, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Pa
         threads.close(wait_for_tasks=False)
         raise
     threads.close()
-
-
-def processor_count() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

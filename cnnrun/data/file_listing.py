@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import DataError
 from cnnrun.base.file_sequences import Members
+from cnnrun.base.machine_load import processor_count
 from cnnrun.contracts.source import Masks, Split
-from cnnrun.data.decode import processor_count, start_threads
+from cnnrun.data.decode import start_threads
 from cnnrun.data.image_files import image_errors, read_image_bytes
 from cnnrun.data.image_records import digest
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from cnnrun.base.bounded_files import open_file, read_bytes
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files, Members
+from cnnrun.base.machine_load import processor_count
 from cnnrun.contracts.source import Split
-from cnnrun.data.decode import processor_count, start_threads
+from cnnrun.data.decode import start_threads
 
 _CHUNK_BYTES, _MAX_BYTES = 1 << 20, 1 << 30
 _LINE = re.compile(rb"(?P<hash>[0-9a-fA-F]{64}) [ *](?P<name>.+)")  # `*` marks a file that was read in binary mode

@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cnnrun.base.errors import StorageError, escape
+from cnnrun.base.machine_load import processor_count
 from cnnrun.base.progress import say
 from cnnrun.config.spec import Spec
 from cnnrun.contracts.layer import Shape
@@ -33,7 +34,7 @@ from cnnrun.data import cache
 from cnnrun.data.block_hashes import has_changed
 from cnnrun.data.cache import ProgressBar
 from cnnrun.data.cached_split import CacheEntry
-from cnnrun.data.decode import DEFAULT_TIMEOUT, Decoder, ThreadedMap, processor_count, start_threads
+from cnnrun.data.decode import DEFAULT_TIMEOUT, Decoder, ThreadedMap, start_threads
 from cnnrun.data.file_listing import content_digest
 from cnnrun.data.image_records import RECORD, digest
 from cnnrun.data.image_settings import ImageSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from cnnrun.experiment.assemble import build_checked_network
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import build_network, materialize
+from cnnrun.training.precision import estimate_images_per_second
+from cnnrun.training.step_time import StepSize
 
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SMALL_SIDE = 40  # pixels; images whose shorter side is at most this are not scaled down
@@ -217,7 +218,7 @@ def _choose_layers(side: int) -> str:
 
 
 def _measure_images_per_second(layers: str, shape: tuple[int, int, int], batch: int) -> float:
-    """Measure three training steps on this machine; returns the images per second of the fastest."""
+    """Measure training steps on this machine, whatever else it does; returns images per second."""
     say(f"measuring a training step at {shape[1]}x{shape[2]}")
     text = f"task: classify\ndata: {{source: digits}}\nmodel:\n{layers}"
     experiment: Experiment = parse_config(text, "init")
@@ -225,14 +226,7 @@ def _measure_images_per_second(layers: str, shape: tuple[int, int, int], batch: 
     network = materialize(build_network(experiment.model.layers, experiment.task.bind(facts)).network, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).to(memory_format=torch.channels_last)
-    images = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    min_seconds = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        network(images).logsumexp(1).mean().backward()
-        float(next(network.parameters()).detach().sum())  # waits for the device
-        min_seconds = min(min_seconds, time.perf_counter() - start)
-    return batch / min_seconds
+    return estimate_images_per_second(network, StepSize(batch, shape, device))
 
 
 def _format_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cnnrun.base.bounded_files import open_gzip
 from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
+from cnnrun.base.machine_load import processor_count
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.facts import DataFacts
@@ -118,6 +120,19 @@ def check_run_environment(run: Folder, environment: Environment, strict: bool) -
         data = json_bytes(first | ({"later": later} if later else {}))
         with storage_errors(run.path / ENVIRONMENT, len(data)):
             run.replace(ENVIRONMENT, data)
+
+
+def restore_thread_count(environments: Sequence[Environment]) -> None:
+    """Compute in as many threads as when the run began, because sums depend on it, if there are as many processors.
+
+    OMP_NUM_THREADS wins; `check_run_environment` then logs the difference.
+    """
+    threads = environments[0].get("threads") if environments else None
+    if not isinstance(threads, int) or "OMP_NUM_THREADS" in os.environ or threads == torch.get_num_threads():
+        return
+    if 0 < threads <= processor_count():
+        torch.set_num_threads(threads)
+        say(f"computing in {format_count(threads, 'thread')}, as when the run began")
 
 
 def check_unchanged_weights(run: Path, weights: Weights) -> None:

@@ -29,13 +29,14 @@ from cnnrun.experiment.resume import (
     check_unchanged_weights,
     find_resumable,
     load_resume_checkpoint,
+    restore_thread_count,
 )
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_same_data, class_notes
 from cnnrun.training import run_folder
 from cnnrun.training.hooks import TrainingHooks
 from cnnrun.training.loop import fit
-from cnnrun.training.run_records import CHECKPOINTS, CONFIG, read_result
+from cnnrun.training.run_records import CHECKPOINTS, CONFIG, read_environments, read_result
 
 Result = dict[str, Any]
 
@@ -102,6 +103,8 @@ def _train_in_folder(training: PreparedTraining, start: _Start, hooks: RunHooks)
             return {"run": str(run), "already_finished": True, **earlier_result}
         folder = folders[0] if folders else None
         checkpoint = load_resume_checkpoint(folder, training.data, ranks) if start.resume else None
+        if start.resume and device.type == "cpu":
+            restore_thread_count(ranks.broadcast(lambda: read_environments(run)))
         environment = run_folder.describe_environment(device, ranks.world_size)
         ranks.broadcast(lambda: check_run_environment(folders[0], environment, start.strict))
         result = fit(training.build_setup(device, folder, ranks), checkpoint, hooks)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, UserError
+from cnnrun.base.machine_load import processor_count
 from cnnrun.base.progress import say
 from cnnrun.contracts.results import Results, View
-from cnnrun.data.decode import processor_count
 from cnnrun.data.image_files import load_with_view
 from cnnrun.model.batch_norm_folding import fold_batch_norms
 from cnnrun.model.trained_network import TrainedNetwork

@@ -27,6 +27,7 @@ from cnnrun.training.hooks import NO_HOOKS, TrainingHooks
 from cnnrun.training.learner import Learner
 from cnnrun.training.loss_monitor import LossMonitor
 from cnnrun.training.metrics_log import MetricsLog, NoMetricsLog
+from cnnrun.training.pace import Pace
 from cnnrun.training.restore import restore_training
 from cnnrun.training.run_records import RESULT
 from cnnrun.training.settings import monitorable_metrics
@@ -78,6 +79,7 @@ class TrainingLoop:
     ) -> None:
         self.learner, self.batches, self.state, self.metrics_log, self._hooks = learner, batches, state, log, hooks
         self.loss_monitor, self.clock = LossMonitor(learner, state, batches), Clock()
+        self.pace = Pace(self.clock)
         self.writer: CheckpointWriter | None = None  # None on ranks that write nothing
         self.stop = StopRequest()
         self._saved_step = state.step  # step of the newest checkpoint, 0 if there is none
@@ -107,7 +109,8 @@ class TrainingLoop:
         if state.step > state.evaluated_step and state.step % per_epoch == 0:
             self.end_epoch()  # the earlier process stopped before it measured this epoch
         while not self.is_finished:
-            self.run_step()
+            with self.pace.time_step():
+                self.run_step()
             epoch_ends = state.step % per_epoch == 0
             self._log_step(epoch_ends)
             self._show_progress(advance, epoch_ends)

@@ -20,6 +20,7 @@ from cnnrun.training.frozen_layers import set_training_mode
 from cnnrun.training.step_time import StepSize, measure_seconds_per_image
 
 _MIN_SPEEDUP = 1.15  # smaller gains are not worth the coarser numbers
+_SERIAL_SHARE = 0.1  # of a step: it does not get faster with more threads
 _STORED = "precisions.json"  # speedups by network, in the user's cache folder
 _MAX_STORED_BYTES, _MAX_STORED = 1 << 20, 1000
 _SPEEDUPS = TypeAdapter(dict[str, float])
@@ -46,15 +47,33 @@ def choose_precision(network: Network, frozen_until: str | None, step: StepSize)
     return chosen
 
 
+def estimate_images_per_second(network: Network, step: StepSize) -> float:
+    """Estimate the training speed on a machine that does nothing else, in the precision that `auto` chooses.
+
+    It is measured in processor time, so other programs hardly change it. `network` must have memory.
+    """
+    exact, fast = _measure_precisions(network, step)
+    seconds = fast if fast is not None and exact / fast >= _MIN_SPEEDUP else exact
+    threads = torch.get_num_threads() if step.device.type == "cpu" else 1
+    return threads / (1 + _SERIAL_SHARE * (threads - 1)) / seconds  # Amdahl's law
+
+
 def _measure_speedup(network: Network, step: StepSize) -> float:
     """Return the time of a step in float32, divided by that in bfloat16; 0 if a layer cannot compute in bfloat16."""
-    try:
-        exact, fast = measure_seconds_per_image(network, step, ("float32", "bfloat16"))
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        return 0.0
-    return exact / fast
+    exact, fast = _measure_precisions(network, step)
+    return exact / fast if fast is not None else 0.0
+
+
+def _measure_precisions(network: Network, step: StepSize) -> tuple[float, float | None]:
+    """Measure seconds per image in float32 and in bfloat16; None if device or a layer cannot compute in bfloat16."""
+    if has_bfloat16(step.device):
+        try:
+            exact, fast = measure_seconds_per_image(network, step, ("float32", "bfloat16"))
+            return exact, fast
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+    return measure_seconds_per_image(network, step, ("float32",))[0], None
 
 
 def _network_key(network: Network, frozen_until: str | None, step: StepSize) -> str:

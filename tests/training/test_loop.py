@@ -385,7 +385,23 @@ def test_resuming_with_changed_data_is_refused(tmp_path, monkeypatch):
     assert (run / "checkpoints" / "latest").read_text() == before
 
 
-def test_resuming_with_another_thread_count_is_reported(tmp_path, monkeypatch, capfd):
+def test_resuming_computes_in_as_many_threads_as_the_run_began_with(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    expected = digest(train_tiny(tmp_path / "whole", *RICH))
+    with stop_at(5):
+        train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    torch.set_num_threads(2)
+    try:
+        resumed = train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    assert digest(Path(resumed["run"])) == expected
+    assert "computing in 1 thread, as when the run began" in capfd.readouterr().err
+
+
+def test_another_thread_count_that_the_user_sets_is_reported(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     interrupt_at_step(tmp_path, monkeypatch, 2)
     torch.set_num_threads(2)
     try:
