@@ -30,7 +30,7 @@ def build_with_cnnrun(name: str) -> None:
     experiment = config_file.parse_config(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
     shape = experiment.data.image_shape()
     assert shape is not None
-    materialize(build_network(experiment.model.layers, experiment.task, DataFacts(CLASSES, shape)).network, 0)
+    materialize(build_network(experiment.model.layers, experiment.task.bind(DataFacts(CLASSES, shape))).network, 0)
 
 
 def build_with_torchvision(name: str) -> None:

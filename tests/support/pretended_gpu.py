@@ -255,6 +255,7 @@ def _of_cuda(state: _State) -> dict[str, Any]:
         "is_current_stream_capturing": lambda: False,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "a pretended GPU",
         "get_device_capability": lambda device=None: (9, 0),
         "mem_get_info": lambda device=None: (_MEMORY, _MEMORY),
