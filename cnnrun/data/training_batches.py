@@ -272,11 +272,39 @@ def _split_into_batches(
 def batches_in_order(
     examples: Examples, batch: int, device: torch.device, ranks: Ranks | None = None
 ) -> Iterator[Batch]:
-    """Yield every sample once, in order and without augmentation, for evaluation. Ranks take turns at the batches."""
+    """Yield every sample once, in order and without augmentation, for evaluation. Ranks take turns at the batches.
+
+    Where `default_prefetch` reads ahead, the images of the next batch are read while the network computes.
+    """
     rank, size = (ranks.rank, ranks.world_size) if ranks else (0, 1)
-    for index in torch.arange(len(examples)).split(batch)[rank::size]:
-        images = examples.load_images(index).to(device).float()
-        yield Batch(images, examples.batch_targets(index, device), index, len(index), (len(index),))
+    indices = torch.arange(len(examples)).split(batch)[rank::size]
+    all_rows = [examples.rows[index] for index in indices]
+    reads_ahead = default_prefetch(examples, device) > 0
+    loaded = _read_ahead(examples, all_rows, device) if reads_ahead else map(examples.images.take, all_rows)
+    for index, images in zip(indices, loaded, strict=True):
+        images_BCHW = images.to(device, non_blocking=True).float()
+        yield Batch(images_BCHW, examples.batch_targets(index, device), index, len(index), (len(index),))
+
+
+def _read_ahead(examples: Examples, all_rows: list[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Yield the images of each item of `all_rows`, on the host; a thread reads those of the next one meanwhile."""
+
+    def read(rows: Tensor) -> Tensor:
+        images = examples.images.take(rows)
+        return images.pin_memory() if device.type == "cuda" else images
+
+    reader = ThreadPoolExecutor(1, "read ahead")
+    pending: Future[Tensor] | None = None
+    try:
+        for rows in all_rows:
+            following = reader.submit(read, rows)
+            if pending:
+                yield pending.result()
+            pending = following
+        if pending:
+            yield pending.result()
+    finally:  # an evaluation that ends early does not wait for a read that hangs
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def default_prefetch(examples: Examples, device: torch.device) -> int:

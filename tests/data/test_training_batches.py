@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 
 from cnnrun.base.errors import DataError
 from cnnrun.base.progress import progress_bar
+from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
@@ -127,6 +130,66 @@ def test_cutting_into_micro_batches_takes_effect_at_the_next_step(examples):
 def test_batches_in_order_have_each_sample_once(examples):
     parts = list(batches_in_order(examples, 50, CPU))
     assert torch.cat([part.index_B for part in parts]).tolist() == list(range(len(examples)))
+
+
+class StreamedImages:
+    """Images that are read at each use; notes which rows were read, and in which thread."""
+
+    is_in_memory = False
+
+    def __init__(self, store):
+        self._store, self.shape, self.reads = store, store.shape, []
+
+    def __len__(self):
+        return len(self._store)
+
+    def take(self, rows):
+        self.reads.append((rows.tolist(), threading.current_thread().name))
+        return self._store.take(rows)
+
+    def rows_being_read(self):
+        return []
+
+
+def test_evaluation_reads_the_next_batch_ahead_and_no_further(examples):
+    """While the network computes a batch, a thread reads the next one; the batches are those without it."""
+    images = StreamedImages(examples.images)
+    batches, expected = batches_in_order(replace(examples, images=images), 50, CPU), batches_in_order(examples, 50, CPU)
+    for number, batch in enumerate(batches, 1):
+        assert same(batch, next(expected))
+        deadline = time.monotonic() + 10
+        last = -(-len(examples) // 50)
+        while len(images.reads) < min(number + 1, last) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(images.reads) == min(number + 1, last)
+    assert not list(expected)
+    assert {name.split("_")[0] for _, name in images.reads} == {"read ahead"}
+    assert [row for rows, _ in images.reads for row in rows] == examples.rows.tolist()
+
+
+def test_images_in_memory_are_not_read_by_a_thread(examples, monkeypatch):
+    monkeypatch.setattr(training_batches, "ThreadPoolExecutor", pytest.fail)
+    assert len(list(batches_in_order(examples, 50, CPU))) == -(-len(examples) // 50)
+
+
+def test_an_evaluation_that_ends_early_ends_its_reading(examples):
+    batches = batches_in_order(replace(examples, images=StreamedImages(examples.images)), 20, CPU)
+    next(batches)
+    batches.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("read ahead") for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read ahead")]
+
+
+def test_a_rank_without_a_batch_reads_nothing(examples):
+    class Fifth(Ranks):
+        rank, world_size = 4, 5
+
+    images = StreamedImages(examples.images)
+    few = replace(examples, images=images, rows=examples.rows[:30], targets={"labels": examples.targets["labels"][:30]})
+    assert not list(batches_in_order(few, 10, CPU, Fifth()))
+    assert not images.reads
 
 
 @pytest.mark.parametrize("parts", [1, 3, 32, 40])
