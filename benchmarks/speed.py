@@ -4,7 +4,8 @@
 
 `--baselines` holds plain.py (the tutorial loop over an image folder), lightning_job.py and limit.py (the bare ceiling:
 forward, backward, step on tensors in memory). Every round runs all sides of a network one after the other; medians
-over the rounds are printed with ratios. `--skip SIDE` leaves a side out.
+over the rounds are printed with ratios. `--skip SIDE` leaves a side out. `--beside N` measures the training while N
+other processes compute in two threads each, with OpenMP's default spinning and with cnnrun's.
 """
 
 from __future__ import annotations
@@ -34,6 +35,24 @@ try:
     main()
 except SystemExit:
     pass
+"""
+# The ceiling script in bfloat16, with freed memory kept: what a step could reach with everything that cnnrun knows.
+FAST_CEILING = """
+import runpy, sys
+from cnnrun.base.process_settings import keep_freed_memory
+keep_freed_memory()
+import torch
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+    runpy.run_path(sys.argv[0])
+"""
+COMPETITOR = """
+import torch
+torch.set_num_threads(2)
+a = torch.randn(1024, 1024)
+while True:
+    a @ a
 """
 FIRST_STEP = """
 import os, sys
@@ -85,11 +104,14 @@ def sides(net: str, folder: Path, baselines: Path, work: Path) -> dict[str, tupl
     ours = [python, "-m", "cnnrun", "train", f"{NETS_DIR / net}.yaml", f"data.source.folder.root={folder}", "--json"]
     limit = [python, str(baselines / "limit.py"), net, str(NETS[net])]
     plain = [python, str(baselines / "plain.py"), net, "2", str(folder)]
+    ours += ["--runs", str(work / "runs")]
     return {
-        "cnnrun": ([*ours, "--runs", str(work / "runs")], r'"images_per_second": ([\d.]+)'),
+        "cnnrun": (ours, r'"images_per_second": ([\d.]+)'),
+        "cnnrun, float32": ([*ours, "train.precision=float32"], r'"images_per_second": ([\d.]+)'),
         "plain, 2 workers": ([*plain, "2"], r"train (\d+) img/s"),
         "plain, 0 workers": ([*plain, "0"], r"train (\d+) img/s"),
         "ceiling, eager": (limit, r"limit \S+ (\d+) img/s"),
+        "ceiling, bfloat16": ([python, "-c", FAST_CEILING, *limit[1:]], r"limit \S+ (\d+) img/s"),
         "ceiling, compiled": ([*limit, "compile"], r"limit \S+ (\d+) img/s"),
     }
 
@@ -106,6 +128,29 @@ def speed(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list[floa
                 out, _, _ = run(command, work)
                 found[net].setdefault(name, []).append(last_speed(out, pattern))
                 print(f"  {net} round {number + 1} {name}: {found[net][name][-1]:,.0f}", flush=True)
+    return found
+
+
+def busy(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
+    """Return training images/s of lenet beside other processes, with OpenMP's default spinning and with cnnrun's."""
+    folder = write_images(args.idx, work / f"pictures-{NETS['lenet']}", NETS["lenet"])
+    command, pattern = sides("lenet", folder, args.baselines, work)["cnnrun"]
+    settings = {
+        "default spinning": ["GOMP_SPINCOUNT=300000"],
+        "cnnrun's spinning": [],
+        "cnnrun's, one thread": ["OMP_NUM_THREADS=1"],
+    }
+    found: dict[str, list[float]] = {name: [] for name in settings}
+    others = [subprocess.Popen([sys.executable, "-c", COMPETITOR]) for _ in range(args.beside)]
+    try:
+        for number in range(args.rounds):
+            for name, setting in settings.items():
+                out, _, _ = run(["env", *setting, *command], work)
+                found[name].append(last_speed(out, pattern))
+                print(f"  round {number + 1} {name}: {found[name][-1]:,.0f}", flush=True)
+    finally:
+        for other in others:
+            other.kill()
     return found
 
 
@@ -160,7 +205,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nets", nargs="*", default=list(NETS))
     parser.add_argument("--skip", nargs="*", default=[])
-    parser.add_argument("--only", choices=["speed", "start", "memory"])
+    parser.add_argument("--only", choices=["speed", "start", "memory", "busy"])
+    parser.add_argument(
+        "--beside", type=int, default=1, help="competing processes of `--only busy`; 0 is an idle machine"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.baselines, args.idx = args.baselines.resolve(), args.idx.resolve()
@@ -175,6 +223,9 @@ def main() -> None:
         if args.only in (None, "memory"):
             results["memory"] = memory(args, work)
             show("peak MiB, ratio to the lenet ceiling", results["memory"], "ceiling lenet")
+        if args.only == "busy":
+            results["busy"] = busy(args, work)
+            show(f"images/s beside {args.beside}; ratio to the default", results["busy"], "default spinning")
         if args.only in (None, "speed"):
             results["speed"] = speed(args, work)
             for net, table in results["speed"].items():

@@ -77,7 +77,7 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
         "peak_memory_mib": peak_memory_mib(device)
         + _remaining_memory_mib(experiment, source_index, facts, decoded if undecoded else int(speed["read"]), device),
     }
-    write_plan(experiment, runs, device, plan)
+    write_plan(training.experiment, runs, device, plan)
     return {"name": experiment.name, "took": round(time.perf_counter() - start, 1), **plan}
 
 

@@ -47,7 +47,8 @@ def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[st
     """Run every check on a config, by default on a small built-in one; returns the results."""
     start = time.monotonic()
     experiment = experiment or parse_config(BUILT_IN_CONFIG, "selftest.yaml", ["name=selftest"])
-    training = prepare_training(experiment, load_initial_weights(experiment), device)
+    with _silence_notes():
+        training = prepare_training(experiment, load_initial_weights(experiment), device)
     results = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
         context = _build_context(training, device, Path(folder))
