@@ -20,6 +20,9 @@ def evaluate(
     plots: Annotated[
         Path | None, typer.Option(help="Write figures, such as the reliability diagram, to this folder.")
     ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Measure what `predict --fast` would predict, computed in bfloat16.")
+    ] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -28,7 +31,7 @@ def evaluate(
     from cnnrun.base.device import choose_device
     from cnnrun.results.evaluate import evaluate_run
 
-    show(evaluate_run(run, runs, choose_device(device), split, plots), as_json, print_evaluation)
+    show(evaluate_run(run, runs, choose_device(device), split, plots, fast), as_json, print_evaluation)
 
 
 def print_evaluation(data: dict[str, Any], out: Output) -> None:
@@ -36,7 +39,8 @@ def print_evaluation(data: dict[str, Any], out: Output) -> None:
     from cnnrun.results.report import class_tables
 
     samples = f"split {data['split']}, {format_count(data['samples'], 'image')}"
-    out.print(f"{data['run']}, checkpoint of step {data['step']:,}: {samples}")
+    precision = f", computed in {data['precision']}" if "precision" in data else ""
+    out.print(f"{data['run']}, checkpoint of step {data['step']:,}: {samples}{precision}")
     metrics, intervals = data["numbers"], data["intervals"]
     out.print("  ".join(f"{name} {format_metric(value)}" for name, value in metrics.items() if name not in intervals))
     if None in metrics.values():

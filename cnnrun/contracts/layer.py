@@ -66,6 +66,10 @@ class LayerSpec(Kind):
         """Build the module for an input of `in_shape`. Raises ShapeError."""
         raise NotImplementedError
 
+    def shape_module(self, module: nn.Module) -> nn.Module:
+        """Return the part of a built module that decides its output's shape; by default all of it."""
+        return module
+
     def window(self, in_shape: Shape) -> Window:
         """Part of the input that one output cell depends on."""
         return Window()

@@ -1,10 +1,12 @@
 """Build modules from the YAML's list of layers: structures, links by name, and the shape of every output.
 
-Each layer runs once on PyTorch's meta device, which computes shapes alone; no kind of layer computes its own.
+Each layer runs once on PyTorch's meta device, which computes shapes alone; no kind of layer computes its own. Norms and
+activations that keep the shape are not run: they take most of the time there.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from cnnrun.config.tree import KeyPath, path_text
 from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window
 from cnnrun.contracts.task import Task
 from cnnrun.model import structures
+from cnnrun.model.layer_keys import InvalidNameError, LayerKeys
 from cnnrun.model.layers.activation import make_in_place
 from cnnrun.model.layers.merge import Concatenation, Product, Sum
 from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
@@ -107,7 +110,7 @@ class Builder:
         prefix: str = "layers",
     ) -> tuple[nn.Module, LayerOutput]:
         """Build the layers of one list and add their outputs to `signals`. Stop at the first failure."""
-        modules, keys = {}, _LayerKeys(nodes)
+        modules, keys = {}, LayerKeys(nodes)
         for index, node in enumerate(nodes):
             layer_path = (*path, index, node.kind)
             try:
@@ -125,7 +128,7 @@ class Builder:
                 shapes = " and ".join(str(arrival.shape) for arrival in arrivals)
                 self.problems.append(ShapeProblem(layer_path, f"{node.kind} cannot take {shapes}: {error}"))
                 break
-            except _InvalidNameError as error:
+            except InvalidNameError as error:
                 self.problems.append(ShapeProblem((*layer_path, error.setting), str(error)))
                 break
             modules[key] = module
@@ -156,7 +159,7 @@ class Builder:
         except ShapeError as error:
             message = f"the task's head ({task.kind}) cannot take {' and '.join(map(str, shapes))}: {error}"
             raise BuildError([ShapeProblem(("model",), message)]) from None
-        self._add_row("task", task.kind, "head", head, levels, Window())
+        self._add_row("task", task.kind, "head", head, levels, _run_on_meta(head, levels, Window()))
         return head
 
     def _build_leaf(
@@ -166,22 +169,16 @@ class Builder:
             raise ShapeError(f"the network has more than {MAX_LAYERS:,} layers", "repeat less")
         module = node.build(sources[0].shape)
         try:
-            return module, self._add_row(
-                path_text(None, path), node.kind, prefix, module, sources, node.window(sources[0].shape)
-            )
+            signal = _run_on_meta(node.shape_module(module), sources, node.window(sources[0].shape))
         except (RuntimeError, ValueError) as error:
             raise self._describe_failure(node, sources[0].shape, error) from None
+        self._add_row(path_text(None, path), node.kind, prefix, module, sources, signal)
+        return module, signal
 
     def _add_row(
-        self, path: str, kind: str, prefix: str, module: nn.Module, sources: list[LayerOutput], window: Window
-    ) -> LayerOutput:
-        """Run a module on the meta device, add its summary row and return its output. Raises ShapeError."""
-        with torch.no_grad():
-            out = module.eval()(*[torch.empty(1, *source.shape, device="meta") for source in sources])
-        module.train()
-        signal = propagate_window(window, sources, tuple(out.shape[1:]))
-        if 0 in signal.shape:
-            raise ShapeError(f"nothing would be left: {signal.shape}", "use fewer or smaller strides and poolings")
+        self, path: str, kind: str, prefix: str, module: nn.Module, sources: list[LayerOutput], signal: LayerOutput
+    ) -> None:
+        """Add the summary row of a module whose output is `signal`."""
         self.rows.append(
             SummaryRow(
                 path=path,
@@ -190,12 +187,11 @@ class Builder:
                 in_shape=sources[0].shape,
                 out_shape=signal.shape,
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
-                activation_bytes=4 * out[0].numel(),
+                activation_bytes=4 * math.prod(signal.shape),
                 receptive_field=None if signal.is_global else signal.field,
                 stride=None if signal.is_global else signal.stride,
             )
         )
-        return signal
 
     def _describe_failure(self, node: LayerSpec, shape: Shape, error: Exception) -> ShapeError:
         """PyTorch's error as a ShapeError; a kernel larger than the feature map gets a message of its own."""
@@ -208,7 +204,7 @@ class Builder:
     def _find_signal(self, name: str, signals: dict[str, LayerOutput]) -> LayerOutput:
         if name not in signals:
             names = f"earlier names: {', '.join(signals)}" if signals else "no earlier layer has a name"
-            raise _InvalidNameError("from", f"no earlier layer is named {name!r}; {names}")
+            raise InvalidNameError("from", f"no earlier layer is named {name!r}; {names}")
         return signals[name]
 
     def _build_repeat(
@@ -255,7 +251,7 @@ class Builder:
         if node.activation is not None:
             activation = make_in_place(node.activation.build(out.shape))
             kind, activation_path = node.activation.kind, f"{path_text(None, path)}.activation"
-            self._add_row(activation_path, kind, f"{prefix}.activation", activation, [total], Window())
+            self._add_row(activation_path, kind, f"{prefix}.activation", activation, [total], total)
         return SumOfBranches(layers, shortcut, activation), total
 
     def _build_shortcut(
@@ -272,7 +268,8 @@ class Builder:
         stride = (-(-signal.shape[1] // out.shape[1]), -(-signal.shape[2] // out.shape[2]))
         conv = nn.Conv2d(signal.shape[0], out.shape[0], 1, stride, bias=node.norm is None)
         module = add_norm_and_activation("conv", conv, out.shape, node.norm, None)
-        shortcut_out = self._add_row(f"{path}.shortcut", "conv", prefix, module, [signal], Window(stride=stride))
+        shortcut_out = _run_on_meta(conv, [signal], Window(stride=stride))
+        self._add_row(f"{path}.shortcut", "conv", prefix, module, [signal], shortcut_out)
         if shortcut_out.shape != out.shape:
             reason = f"its layers give {out.shape}, a 1x1 conv {shortcut_out.shape}"
             raise ShapeError(reason, "give the shortcut's layers")
@@ -305,41 +302,15 @@ class Builder:
         return Branches(modules, merge), merged
 
 
-class _InvalidNameError(Exception):
-    """A `name` or `from` that cannot be used; `setting` says which of the two."""
-
-    def __init__(self, setting: str, message: str) -> None:
-        super().__init__(message)
-        self.setting = setting
-
-
-# A layer is an attribute of its chain, so it cannot have the name of an existing attribute.
-_RESERVED_NAMES = {*dir(nn.Sequential()), *dir(LinkedChain({}, {}, []))}
-
-
-class _LayerKeys:
-    """Module names in a chain: the layer's own name, or its kind (or block) and a number (conv1, conv2)."""
-
-    def __init__(self, nodes: Sequence[Any]) -> None:
-        self._user_names = {node.name for node in nodes}
-        self._counts: dict[str, int] = {}
-        self._used_names: set[str] = set()
-
-    def assign_name(self, node: LayerSpec) -> str:
-        """Choose the module name of the next layer, and remember it. Raises _InvalidNameError."""
-        if node.name is not None:
-            if node.name in self._used_names or node.name in _RESERVED_NAMES:
-                is_used = node.name in self._used_names
-                reason = "appears twice in this list" if is_used else "is an attribute of PyTorch's modules"
-                raise _InvalidNameError("name", f"the name {node.name!r} {reason}; choose another")
-            self._used_names.add(node.name)
-            return node.name
-        kind = getattr(node, "block", None) or node.kind
-        while True:
-            self._counts[kind] = self._counts.get(kind, 0) + 1
-            key = f"{kind}{self._counts[kind]}"
-            if key not in self._user_names:  # the user may have named a layer conv2
-                return key
+def _run_on_meta(module: nn.Module, sources: list[LayerOutput], window: Window) -> LayerOutput:
+    """Run a module on the meta device, without memory. Raises ShapeError if its output is empty."""
+    with torch.no_grad():
+        out = module.eval()(*[torch.empty(1, *source.shape, device="meta") for source in sources])
+    module.train()
+    signal = propagate_window(window, sources, tuple(out.shape[1:]))
+    if 0 in signal.shape:
+        raise ShapeError(f"nothing would be left: {signal.shape}", "use fewer or smaller strides and poolings")
+    return signal
 
 
 def _build_chain_module(nodes: Sequence[Any], modules: dict[str, nn.Module]) -> nn.Module:

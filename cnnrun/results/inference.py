@@ -42,19 +42,27 @@ class InferenceNetwork:
         self._network = fold_batch_norms(trained.network).to(memory_format=torch.channels_last)
         self._says_difference = fast
 
+    def outputs(self, images_BCHW: Tensor) -> Tensor:
+        """Pixel values 0..255 -> raw outputs in float32, without gradients."""
+        return self._outputs(images_BCHW, self._precision)
+
     def results(self, images_BCHW: Tensor) -> Results:
         """Pixel values 0..255 -> results, without gradients. In bfloat16, the first call prints what that changes."""
-        results = self._compute(images_BCHW, self._precision)
+        results = self._decode(self.outputs(images_BCHW))
         if self._says_difference:
             self._says_difference = False
-            say(self._describe_difference(self._compute(images_BCHW, "float32"), results, images_BCHW))
+            exact = self._decode(self._outputs(images_BCHW, "float32"))
+            say(self._describe_difference(exact, results, images_BCHW))
         return results
 
-    def _compute(self, images_BCHW: Tensor, precision: Precision) -> Results:
+    def _outputs(self, images_BCHW: Tensor, precision: Precision) -> Tensor:
+        with torch.inference_mode(), autocast(self._trained.device, precision):
+            outputs: Tensor = self._network(images_BCHW)
+        return outputs.float()
+
+    def _decode(self, outputs: Tensor) -> Results:
         with torch.inference_mode():
-            with autocast(self._trained.device, precision):
-                outputs = self._network(images_BCHW)
-            results: Results = self._trained.decoder(outputs.float())
+            results: Results = self._trained.decoder(outputs)
             return results
 
     def _describe_difference(self, exact: Results, fast: Results, images_BCHW: Tensor) -> str:

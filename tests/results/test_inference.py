@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from cnnrun.base.errors import DataError, UserError
-from cnnrun.experiment.open_run import open_trained
+from cnnrun.data.training_batches import batches_in_order
+from cnnrun.experiment.open_run import measure_run, open_trained
 from cnnrun.model.batch_norm_folding import fold_batch_norms
 from cnnrun.model.network import materialize
 from cnnrun.results import inference
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.inference import InferenceNetwork, compute_results
+from cnnrun.training.evaluation import measure_metrics
 from tests.support.images import save_picture
 from tests.support.networks import build_from_zoo
 from tests.support.small_runs import TASKS
@@ -123,3 +126,23 @@ def test_fast_is_refused_where_there_is_no_bfloat16(of_each_task, photos, monkey
     monkeypatch.setattr(inference, "has_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="--fast needs a device that computes in bfloat16; cpu does not"):
         list(compute_results(trained_of(of_each_task, "classify"), photos, 4, fast=True))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_eval_fast_measures_what_predict_fast_computes(of_each_task, task, monkeypatch):
+    """Its metrics are those of the folded network in bfloat16: near those in float32, and not the same loss."""
+    monkeypatch.setattr(inference, "has_bfloat16", lambda device: True)
+    run = of_each_task[task]
+    exact, fast = (evaluate_run(run, run.parent, CPU, "val", fast=fast) for fast in (False, True))
+    assert ("precision" in exact, fast["precision"]) == (False, "bfloat16")
+    examples = measure_run(run, run.parent, CPU, "val").examples
+    network = InferenceNetwork(trained_of(of_each_task, task), fast=True)
+    measured = measure_metrics(
+        network.results, trained_of(of_each_task, task).task, trained_of(of_each_task, task).choices,
+        batches_in_order(examples, 8, CPU),
+    )  # fmt: skip
+    for name, value in measured.items():
+        assert fast["numbers"][name] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)), name
+    if "loss" in exact["numbers"]:
+        assert fast["numbers"]["loss"] != exact["numbers"]["loss"]
+        assert fast["numbers"]["loss"] == pytest.approx(exact["numbers"]["loss"], rel=0.1)

@@ -18,6 +18,9 @@ class ActivationSpec(LayerSpec):
     def build(self, in_shape: Shape) -> nn.Module:
         return self.module(**self.settings())
 
+    def shape_module(self, module: nn.Module) -> nn.Module:
+        return nn.Identity()
+
     def settings(self) -> dict[str, Any]:
         """The module's arguments: the fields of the spec, under PyTorch's names."""
         return {key: getattr(self, key) for key in type(self).model_fields if key not in ("name", "from_")}

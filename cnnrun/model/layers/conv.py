@@ -11,7 +11,7 @@ from cnnrun.config.spec import Kinds, PaddingPair, SizePair
 from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window, require_feature_maps
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.norm import Norm
-from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
+from cnnrun.model.layers.norm_and_activation import add_norm_and_activation, module_before_norm
 
 
 class Conv(LayerSpec):
@@ -61,6 +61,9 @@ class Conv(LayerSpec):
             raise ShapeError("no padding keeps the size under an even kernel", "give padding, or an odd kernel_size")
         return total[0] // 2, total[1] // 2
 
+    def shape_module(self, module: nn.Module) -> nn.Module:
+        return module_before_norm(module)
+
     def window(self, in_shape: Shape) -> Window:
         kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         padding = self.same_padding() if self.padding is None else self.padding
@@ -104,6 +107,9 @@ class ConvTranspose(LayerSpec):
             bias=self.norm is None if self.bias is None else self.bias,
         )
         return add_norm_and_activation("conv", conv, (self.out_channels, *in_shape[1:]), self.norm, self.activation)
+
+    def shape_module(self, module: nn.Module) -> nn.Module:
+        return module_before_norm(module)
 
     def window(self, in_shape: Shape) -> Window:
         # An output cell is written by ceil(kernel / stride) input cells in each direction.

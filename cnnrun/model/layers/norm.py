@@ -20,6 +20,9 @@ class BatchNorm(LayerSpec):
         norm = nn.BatchNorm2d if len(in_shape) == 3 else nn.BatchNorm1d
         return norm(in_shape[0], eps=self.eps, momentum=self.momentum, affine=self.affine)
 
+    def shape_module(self, module: nn.Module) -> nn.Module:
+        return nn.Identity()
+
 
 class GroupNorm(LayerSpec):
     """Normalizes each group of channels of an image to mean 0, variance 1 (Wu and He 2018)."""

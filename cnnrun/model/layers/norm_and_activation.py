@@ -22,3 +22,8 @@ def add_norm_and_activation(
     if activation is not None:
         chain.add_module("activation", make_in_place(activation.build(out_shape)))
     return chain
+
+
+def module_before_norm(module: nn.Module) -> nn.Module:
+    """Return what `add_norm_and_activation` was given; norm and activation do not change the shape of its output."""
+    return module[0] if isinstance(module, nn.Sequential) else module

@@ -9,7 +9,10 @@ from torch import nn
 
 from cnnrun.config.spec import union_members
 from cnnrun.model.layers import Leaf
-from tests.support.networks import LAYER_KINDS, NODE, example_layer, example_shapes, random_inputs
+from cnnrun.model.layers.activation import Activation
+from cnnrun.model.layers.norm import Norm
+from cnnrun.model.network import materialize
+from tests.support.networks import LAYER_KINDS, NODE, build_from_text, example_layer, example_shapes, random_inputs
 
 
 def build_example(kind, device="cpu"):
@@ -22,6 +25,30 @@ def test_the_output_shape_on_the_meta_device_equals_the_real_one(kind):
     real = build_example(kind)(*random_inputs(kind))
     meta = build_example(kind, "meta")(*[torch.empty(shape, device="meta") for shape in example_shapes(kind, 3)])
     assert meta.shape == real.shape
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_the_part_that_is_run_for_the_shape_gives_the_shape_of_the_whole_layer(kind):
+    layer = example_layer(kind)
+    module, inputs = layer.build(kind.example_shape).eval(), random_inputs(kind)
+    with torch.no_grad():
+        assert layer.shape_module(module)(*inputs).shape == module(*inputs).shape
+
+
+PARTS = [f"norm: {kind.kind.removesuffix('_norm')}" for kind in union_members(Norm)] + [
+    f"activation: {kind.kind}" for kind in union_members(Activation)
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "layer", ["conv: {stride: 2", "conv_transpose: {out_channels: 8", "linear: {out_features: 8, each_position: true"]
+)
+def test_norms_and_activations_keep_the_shape_of_the_layer_before_them(layer, part):
+    built = build_from_text("[{" + f"{layer}, {part}" + "}}]", 3, 12, 12)
+    layers = materialize(built.network, 0).eval().layers
+    with torch.no_grad():
+        assert tuple(layers(torch.rand(2, 3, 12, 12)).shape[1:]) == built.rows[0].out_shape
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
