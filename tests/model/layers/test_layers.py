@@ -45,10 +45,10 @@ PARTS = [f"norm: {kind.kind.removesuffix('_norm')}" for kind in union_members(No
     "layer", ["conv: {stride: 2", "conv_transpose: {out_channels: 8", "linear: {out_features: 8, each_position: true"]
 )
 def test_norms_and_activations_keep_the_shape_of_the_layer_before_them(layer, part):
-    built = build_from_text("[{" + f"{layer}, {part}" + "}}]", 3, 12, 12)
-    layers = materialize(built.network, 0).eval().layers
+    built = build_from_text("[{" + f"{layer}, {part}" + "}}, flatten]", 3, 12, 12)
+    first = materialize(built.network, 0).eval().layers[0]
     with torch.no_grad():
-        assert tuple(layers(torch.rand(2, 3, 12, 12)).shape[1:]) == built.rows[0].out_shape
+        assert tuple(first(torch.rand(2, 3, 12, 12)).shape[1:]) == built.rows[0].out_shape
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
