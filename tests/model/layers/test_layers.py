@@ -42,7 +42,12 @@ PARTS = [f"norm: {kind.kind.removesuffix('_norm')}" for kind in union_members(No
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
-    "layer", ["conv: {stride: 2", "conv_transpose: {out_channels: 8", "linear: {out_features: 8, each_position: true"]
+    "layer",
+    [
+        "conv: {out_channels: 8, stride: 2",
+        "conv_transpose: {out_channels: 8",
+        "linear: {out_features: 8, each_position: true",
+    ],
 )
 def test_norms_and_activations_keep_the_shape_of_the_layer_before_them(layer, part):
     built = build_from_text("[{" + f"{layer}, {part}" + "}}, flatten]", 3, 12, 12)
