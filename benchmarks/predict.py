@@ -92,10 +92,9 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 def run_side(tree: Path, script: str, arguments: list[str]) -> dict:
+    command = [sys.executable, "-c", script, *arguments]  # `-c` looks into the working directory first
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
