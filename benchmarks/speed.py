@@ -4,8 +4,8 @@
 
 `--baselines` holds plain.py (the tutorial loop over an image folder), lightning_job.py and limit.py (the bare ceiling:
 forward, backward, step on tensors in memory). Every round runs all sides of a network one after the other; medians
-over the rounds are printed with ratios. `--skip SIDE` leaves a side out. `--beside N` measures the training while N
-other processes compute in two threads each, with OpenMP's default spinning and with cnnrun's.
+over the rounds are printed with ratios. `--skip SIDE` leaves a side out. `--only busy` measures the training while N
+(`--beside`) other processes compute in two threads each, for some lengths of OpenMP's spinning.
 """
 
 from __future__ import annotations
@@ -132,14 +132,11 @@ def speed(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list[floa
 
 
 def busy(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
-    """Return training images/s of lenet beside other processes, with OpenMP's default spinning and with cnnrun's."""
+    """Return training images/s of lenet beside other processes, for values of GOMP_SPINCOUNT, and in one thread."""
     folder = write_images(args.idx, work / f"pictures-{NETS['lenet']}", NETS["lenet"])
     command, pattern = sides("lenet", folder, args.baselines, work)["cnnrun"]
-    settings = {
-        "default spinning": ["GOMP_SPINCOUNT=300000"],
-        "cnnrun's spinning": [],
-        "cnnrun's, one thread": ["OMP_NUM_THREADS=1"],
-    }
+    settings = {f"GOMP_SPINCOUNT={spins}": [f"GOMP_SPINCOUNT={spins}"] for spins in args.spins}
+    settings |= {"cnnrun": [], "cnnrun, OMP_NUM_THREADS=1": ["OMP_NUM_THREADS=1"]}
     found: dict[str, list[float]] = {name: [] for name in settings}
     others = [subprocess.Popen([sys.executable, "-c", COMPETITOR]) for _ in range(args.beside)]
     try:
@@ -209,6 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=int, default=1, help="competing processes of `--only busy`; 0 is an idle machine"
     )
+    parser.add_argument("--spins", nargs="*", default=["300000"], help="of `--only busy`; OpenMP's own is 300000")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.baselines, args.idx = args.baselines.resolve(), args.idx.resolve()
@@ -225,7 +223,7 @@ def main() -> None:
             show("peak MiB, ratio to the lenet ceiling", results["memory"], "ceiling lenet")
         if args.only == "busy":
             results["busy"] = busy(args, work)
-            show(f"images/s beside {args.beside}; ratio to the default", results["busy"], "default spinning")
+            show(f"images/s beside {args.beside}; ratio to cnnrun", results["busy"], "cnnrun")
         if args.only in (None, "speed"):
             results["speed"] = speed(args, work)
             for net, table in results["speed"].items():

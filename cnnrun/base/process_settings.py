@@ -9,11 +9,11 @@ import ctypes
 import os
 import sys
 
-# OpenMP's threads spin while they wait, by default for milliseconds. Beside another busy process they then take the
-# processor from the very threads for which they wait: a training ran at a twentieth of its speed, and at a third with
-# these values; on an idle machine no difference could be measured (benchmarks/README.md).
+# OpenMP's threads spin while they wait, by default 300,000 rounds. Beside another busy process they then take the
+# processor from the very threads for which they wait: lenet trained at a fortieth of its speed, and at an eighth with
+# 10,000 rounds. With 1,000 it is a quarter, but on an idle machine a tenth is lost (benchmarks/README.md).
 _SPIN_LIMITS = {
-    "GOMP_SPINCOUNT": "1000",  # GNU's OpenMP (PyTorch on Linux), in rounds
+    "GOMP_SPINCOUNT": "10000",  # GNU's OpenMP (PyTorch on Linux), in rounds
     "KMP_BLOCKTIME": "1",  # LLVM's and Intel's OpenMP (macOS, Windows), in milliseconds
 }
 

@@ -25,9 +25,9 @@ print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("KMP_BLOCKTIME"))
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "1000 1"),
+        ({}, "10000 1"),
         ({"GOMP_SPINCOUNT": "77"}, "77 1"),
-        ({"KMP_BLOCKTIME": "5"}, "1000 5"),
+        ({"KMP_BLOCKTIME": "5"}, "10000 5"),
         ({"OMP_WAIT_POLICY": "active"}, "None None"),
     ],
 )
