@@ -1,6 +1,6 @@
-"""Settings of a process that computes: how long waiting threads spin, and what becomes of freed memory.
+"""Settings of a process that computes: how long waiting threads spin, and whether freed memory is kept.
 
-Both are made before torch is loaded, so this module imports nothing large.
+The first is made before torch is imported, so this module imports nothing large.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries (musl)
     if mallopt is None:
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    # Older versions refuse more than 32 MiB. Without a limit of ours, the others would only switch off glibc's own.
+    if mallopt(_M_MMAP_THRESHOLD, 1 << 30) == 0 and mallopt(_M_MMAP_THRESHOLD, 32 << 20) == 0:
+        return
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(_M_TOP_PAD, 64 << 20)

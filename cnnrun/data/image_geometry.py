@@ -66,13 +66,12 @@ def scale_while_decoding(image: Any, orientation: int, size: HeightWidth, settin
     if image.format not in SCALABLE_FORMATS:
         return None
     original = image.size
-    (height, width), _ = _place(upright_size(image, orientation), size, settings)
-    least = (width * _SIZE_RESERVE, height * _SIZE_RESERVE)
-    image.draft(None, least[::-1] if orientation > 4 else least)
-    if image.size == original:
+    (new_height, new_width), _ = _place(upright_size(image, orientation), size, settings)
+    least = (new_width * _SIZE_RESERVE, new_height * _SIZE_RESERVE)
+    drafted = image.draft(None, least[::-1] if orientation > 4 else least)
+    if drafted is None or image.size == original:
         return None
-    scale = round(original[0] / image.size[0])
-    width, height = original[0] / scale, original[1] / scale
+    _, (_, _, width, height) = drafted
     blank_right, blank_bottom = image.size[0] - width, image.size[1] - height
     if orientation > 4:
         width, height, blank_right, blank_bottom = height, width, blank_bottom, blank_right
@@ -123,9 +122,9 @@ def _place(image_size: HeightWidth, size: HeightWidth, settings: ImageSettings) 
         return (new_height, new_width), (-round((new_height - size[0]) / 2), -round((new_width - size[1]) / 2))
     if settings.fit == "pad":  # with the roundings of Pillow's ImageOps.pad
         if width * size[0] > height * size[1]:
-            new_height = round(height / width * new_width)
+            new_height = max(1, round(height / width * new_width))
         elif width * size[0] < height * size[1]:
-            new_width = round(width / height * new_height)
+            new_width = max(1, round(width / height * new_height))
     return (new_height, new_width), (round((size[0] - new_height) * 0.5), round((size[1] - new_width) * 0.5))
 
 

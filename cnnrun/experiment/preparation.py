@@ -43,7 +43,7 @@ def prepare_training(
     ranks: Ranks | None = None,
     data: Dataset | None = None,
 ) -> PreparedTraining:
-    """Decode the data, unless `data` is given, check that a training can begin, and choose its precision if it is open.
+    """Decode the data, unless `data` is given, check that a training can begin, and replace the precision `auto`.
 
     Raises ConfigError, DataError or CheckpointError.
     """

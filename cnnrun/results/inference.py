@@ -40,7 +40,7 @@ class InferenceNetwork:
         self._trained = trained
         self._precision: Precision = "bfloat16" if fast else "float32"
         self._network = fold_batch_norms(trained.network).to(memory_format=torch.channels_last)
-        self._says_difference = fast
+        self._should_print_difference = fast
 
     def outputs(self, images_BCHW: Tensor) -> Tensor:
         """Pixel values 0..255 -> raw outputs in float32, without gradients."""
@@ -49,8 +49,8 @@ class InferenceNetwork:
     def results(self, images_BCHW: Tensor) -> Results:
         """Pixel values 0..255 -> results, without gradients. In bfloat16, the first call prints what that changes."""
         results = self._decode(self.outputs(images_BCHW))
-        if self._says_difference:
-            self._says_difference = False
+        if self._should_print_difference:
+            self._should_print_difference = False
             exact = self._decode(self._outputs(images_BCHW, "float32"))
             say(self._describe_difference(exact, results, images_BCHW))
         return results
@@ -112,7 +112,7 @@ def _stack_images(images_HWC: Sequence[NDArray[np.uint8]], device: torch.device)
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items, each when the next one has begun; an error in beginning one is raised after those before it."""
+    """Yield each item after the next one has started. If starting one fails, the earlier ones are yielded first."""
     ahead: list[Item] = []
     try:
         for item in items:

@@ -27,5 +27,5 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    features = torch.cpu.get_capabilities()
+    features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older versions of PyTorch
     return any(bool(features.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's

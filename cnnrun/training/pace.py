@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cnnrun.base.machine_load import load_average, major_page_faults, processor_count
+from cnnrun.base.machine_load import load_average, major_page_faults
 from cnnrun.base.progress import Clock, say
 
 _WARM_UP_STEPS = 3
@@ -27,7 +28,7 @@ class Pace:
         self._step_count = 0
         self._window: list[float] = []
         self._first_median: float | None = None
-        self._is_said = False
+        self._has_warned = False
         self._wait_seconds, self._faults = clock.wait_seconds, major_page_faults()
 
     @contextmanager
@@ -36,7 +37,7 @@ class Pace:
         start = time.perf_counter()
         yield
         self._step_count += 1
-        if self._step_count > _WARM_UP_STEPS and not self._is_said:
+        if self._step_count > _WARM_UP_STEPS and not self._has_warned:
             self._window.append(time.perf_counter() - start)
             if len(self._window) == _WINDOW:
                 self._end_window()
@@ -48,7 +49,7 @@ class Pace:
         if self._first_median is None:
             self._first_median = median
         elif (ratio := median / self._first_median) >= _SLOWDOWN:
-            self._is_said = True
+            self._has_warned = True
             say(f"steps take {ratio:.1f} times as long as the first ones: {_describe_cause(wait_share, faults)}")
         self._window.clear()
         self._wait_seconds, self._faults = self._clock.wait_seconds, major_page_faults()
@@ -60,7 +61,7 @@ def _describe_cause(wait_share: float, faults: int) -> str:
         return "they wait for images; data.cache and data.workers may help"
     if faults > _FAULTS_PER_STEP * _WINDOW:
         return "memory is full and is read back from the disk; a larger train.accumulate needs less"
-    load, processors = load_average(), processor_count()
+    load, processors = load_average(), os.cpu_count() or 1  # both of the whole machine
     if load is not None and load > processors + 0.5:
         fewer = "; OMP_NUM_THREADS=1 is faster beside them for a small network" if torch.get_num_threads() > 1 else ""
         return f"other programs use the processors (load {load:.1f} on {processors}){fewer}"

@@ -1,4 +1,4 @@
-"""Measured time of a network's training step, in processor time: what else the machine does hardly changes it."""
+"""Measured time of a network's training step, in processor time: other programs hardly affect it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cnnrun.contracts.layer import Shape
 from cnnrun.training.dtypes import Precision, autocast
 
-_WANTED_SECONDS = 0.05  # a measured step has as many images as take about this long
-_FIRST_IMAGES = 4
+_WANTED_SECONDS = 0.05  # target duration of a measured step, which sets its number of images
+_FIRST_IMAGES = 2  # batch norm needs two
 _ROUNDS = 5
 
 
@@ -29,18 +29,21 @@ class StepSize:
 
 
 def measure_seconds_per_image(network: nn.Module, step: StepSize, precisions: tuple[Precision, ...]) -> list[float]:
-    """Measure forward and backward pass in each precision; returns seconds per image, the shortest of five rounds.
+    """Measure forward and backward pass in each precision; returns seconds per image, the shortest of five rounds, of
+    one if a step of two images takes longer than wanted.
 
     On a CPU it is the processor time of one thread: with several, other programs would make them wait for each other.
     """
     with _one_thread():
-        images = _images(min(step.images, _FIRST_IMAGES), step)
+        images = _images(_FIRST_IMAGES, step)
         _time_step(network, images, step.device, "float32")
-        affordable = int(len(images) * _WANTED_SECONDS / _time_step(network, images, step.device, "float32"))
-        images = _images(max(len(images), min(step.images, affordable)), step)
+        first_seconds = _time_step(network, images, step.device, "float32")
+        affordable = int(_FIRST_IMAGES * _WANTED_SECONDS / first_seconds)
+        images = _images(max(_FIRST_IMAGES, min(step.images, affordable)), step)
+        round_count = _ROUNDS if first_seconds <= _WANTED_SECONDS else 1
         rounds = [
             [_time_step(network, images, step.device, precision) for precision in precisions]
-            for _ in range(1 + _ROUNDS)  # the first warms up
+            for _ in range(1 + round_count)  # the first warms up
         ]
         return [min(seconds) / len(images) for seconds in zip(*rounds[1:], strict=True)]
 

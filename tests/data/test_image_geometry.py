@@ -112,3 +112,12 @@ def test_cropping_is_torchvisions(height, width, fraction):
     fitted = fit_image(image_from_pixels(pixels, 3), (32, 32), ImageSettings(fit="crop", crop_pct=fraction))
     resized = functional.resize(Pil.fromarray(pixels), round(32 / fraction))
     assert np.array_equal(fitted, np.asarray(functional.center_crop(resized, [32, 32])))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 1000), (17, 4000), (4000, 17), (1000, 9), (5, 3001)])
+@pytest.mark.parametrize("size", [(224, 224), (32, 32), (8, 64)])
+def test_very_elongated_photos_are_padded(height, width, size):
+    """Their short side may become a single pixel, and the decoder rounds the size of a scaled image up."""
+    fitted, expected, _ = both_ways(jpeg(photo_like(height, width)), size, ImageSettings(fit="pad", background=0))
+    assert abs(fitted - expected).mean() <= 1
+    assert (fitted.max(2) > 0).any()

@@ -67,7 +67,7 @@ def test_the_notice_comes_once(steps, quiet, capfd):
 @pytest.mark.parametrize(("threads", "has_advice"), [(1, False), (2, True)])
 def test_other_programs_are_named(steps, quiet, capfd, monkeypatch, threads, has_advice):
     monkeypatch.setattr(pace, "load_average", lambda: 4.25)
-    monkeypatch.setattr(pace, "processor_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     steps(30, 0.010)
     steps(30, 0.100)

@@ -129,18 +129,24 @@ def test_the_measurement_is_a_ratio_of_times_and_restores_the_threads():
     assert torch.get_num_threads() == threads
 
 
-def test_a_layer_that_cannot_compute_in_bfloat16_means_float32():
-    class Float32Only(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError('"kernel" not implemented for BFloat16'),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        ValueError("one"),
+    ],
+)
+def test_a_measurement_that_fails_means_float32_and_is_not_stored(measured, monkeypatch, capfd, error):
+    def fail(network, step):
+        raise error
 
-        def forward(self, images):
-            if torch.is_autocast_enabled("cpu"):
-                raise RuntimeError('"some_kernel" not implemented for BFloat16')
-            return images * self.weight
-
-    assert precision._measure_speedup(Float32Only(), StepSize(4, (1, 8, 8), CPU)) == 0.0
+    monkeypatch.setattr(precision, "_measure_speedup", fail)
+    step = StepSize(64, (1, 8, 8), CPU)
+    assert choose_precision(network_of(), None, step) == "float32"
+    assert f"precision: float32 (bfloat16 cannot be measured: {error})" in capfd.readouterr().err
+    monkeypatch.setattr(precision, "_measure_speedup", measured.measure)
+    assert choose_precision(network_of(), None, step) == "bfloat16"
 
 
 def test_every_rank_takes_the_first_ranks_choice(tmp_path, measured):

@@ -67,12 +67,11 @@ def occlude(
     ConfigError.
     """
     trained, place = subject.trained, subject.find_feature_map_layer(layer)
-    size = size or max(1, min(trained.facts.image_shape[1:]) // 4)
+    _, height, width = trained.facts.image_shape
+    size = size or max(1, min(height, width) // 4)
     grid = SquareGrid(size, stride or max(1, size // 4))
-    if size > min(trained.facts.image_shape[1:]):
-        raise ConfigError(
-            f"--size {size}: larger than the image, {trained.facts.image_shape[2]}x{trained.facts.image_shape[1]}"
-        )
+    if size > min(height, width):
+        raise ConfigError(f"--size {size}: larger than the image, {width}x{height}")
     class_scores = subject.class_scores(images.pixels)
     direction = choose_direction(class_scores, class_name, images, compare_with_itself=True)
     scores_before = direction.scores(class_scores.display_BK).tolist()
