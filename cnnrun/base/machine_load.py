@@ -1,4 +1,4 @@
-"""What the machine has and does: processors, their load, and pages that are read back from the disk."""
+"""Processors of the machine, their load, and pages that a process reads back from the disk."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def predict(
         Path | None, typer.Option(help="Write the class of each pixel as grey PNG files to this folder.")
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Compute in bfloat16, about twice as fast, and print what that changes.")
+        bool, typer.Option("--fast", help="Compute in bfloat16, and print what that changes.")
     ] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",

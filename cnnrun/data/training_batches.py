@@ -66,7 +66,7 @@ def compute_share(global_size: int, micro_batch_count: int, ranks: Ranks, partne
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which samples form the batches: sizes, the seed, and the order of each epoch (by default the uniform one)."""
+    """Plan of the batches: sizes, the seed, and the order of the samples in each epoch (by default the uniform one)."""
 
     batch: int
     steps_per_epoch: int

@@ -83,7 +83,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Start:
-    """How a training starts: in which folder, on which device and ranks, and whether it resumes."""
+    """Start of a training: its folder, its device and ranks, and whether it resumes."""
 
     run: Path
     device: torch.device

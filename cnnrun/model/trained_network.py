@@ -61,7 +61,7 @@ class TrainedNetwork:
         return self.task.predicting.build_decoder(self.choices).to(self.device)
 
     def overlays(self, images_BCHW: Tensor) -> list[Overlay]:
-        """What to draw onto each of these images for its prediction, in pixels of the network's input."""
+        """Overlay to draw onto each image for its prediction, in pixels of the network's input."""
         views = [View((images_BCHW.shape[2], images_BCHW.shape[3]))] * len(images_BCHW)
         predictions = self.predictions(self.results(images_BCHW), views)
         return [prediction.overlay() or Overlay() for prediction in predictions]

@@ -204,7 +204,7 @@ def _stranger_note(far: float, fars: Sequence[float], image_count: int) -> str:
 
 @dataclass(frozen=True)
 class GallerySearch:
-    """How many people to find, and how."""
+    """Settings of a search in a gallery: the number of people to find, and the method."""
 
     max_people: int
     method: SearchMethod

@@ -98,7 +98,7 @@ class TrainingLoop:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is done, or the training was ended early."""
+        """True if the last step is done, or the training was ended early."""
         stops_early = self.setup.spec.should_stop_early(self.state.evaluations_without_improvement)
         return self.state.step >= self.total_steps or stops_early or self._should_end
 

@@ -29,9 +29,9 @@ class StepSize:
 
 
 def measure_seconds_per_image(network: nn.Module, step: StepSize, precisions: tuple[Precision, ...]) -> list[float]:
-    """Measure forward and backward pass in each precision; returns seconds per image, the shortest of five rounds, of
-    one if a step of two images takes longer than wanted.
+    """Measure forward and backward pass in each precision; returns seconds per image.
 
+    They are the shortest of five rounds, or those of a single one if a step of two images takes longer than 0.05 s.
     On a CPU it is the processor time of one thread: with several, other programs would make them wait for each other.
     """
     with _one_thread():

@@ -44,7 +44,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class AssignmentSettings:
-    """How many cells learn an object, and the exponents of score (`alpha`) and overlap (`beta`) in the alignment."""
+    """Number of cells for an object, and the exponents of score (`alpha`) and overlap (`beta`) in the alignment."""
 
     top_k: int
     alpha: float
