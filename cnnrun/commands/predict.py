@@ -27,9 +27,7 @@ def predict(
     masks: Annotated[
         Path | None, typer.Option(help="Write the class of each pixel as grey PNG files to this folder.")
     ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Compute in bfloat16, and print what that changes.")
-    ] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16, and print what that changes.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
