@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from cnnrun.data.dataset import Examples
 from cnnrun.experiment import assemble, config_file, open_run, schema
-from cnnrun.results import people as identity
-from cnnrun.results.gallery_file import Gallery, build_gallery
+from cnnrun.results.people.embeddings import IdentityOptions
+from cnnrun.results.people.enrolment import enroll_people
+from cnnrun.results.people.gallery_file import Gallery, build_gallery
+from cnnrun.results.people.identification import GallerySearch, identify_people
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.embedding.pair_metrics import RankedPairs, all_pairs, bootstrap_over_people
 from cnnrun.tasks.intervals import bootstrap_interval
@@ -120,10 +122,10 @@ def closed(seeds: range, runs: Path, words: list[str]) -> None:
         path = folder / "gallery.safetensors"
         path.unlink(missing_ok=True)
         last = trained.run / "checkpoints" / "latest"
-        options = identity.IdentityOptions(last, runs, CPU, threshold=-1.0)
-        identity.enroll_people(options, folder / "train", path, False, [], 64)
-        rows = list(identity.identify_people(options, [folder / "test"], path, 1, "exact", 64))
-        right = sum(row["person"] == Path(row["path"]).parent.name for row in rows)
+        options = IdentityOptions(last, runs, CPU, threshold=-1.0)
+        enroll_people(options, folder / "train", path, False, [], 64)
+        rows = list(identify_people(options, [folder / "test"], path, GallerySearch(1, "exact"), 64))
+        right = sum(row.prediction.person == row.path.parent.name for row in rows)
         rates.append(right / len(rows))
         times.append(seconds)
         print(f"division {seed}: {right} of {len(rows)} right, {seconds:.0f} s of training", flush=True)

@@ -29,10 +29,11 @@ def enroll(
 ) -> None:
     """Create, change or show a gallery of known people. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose_device
-    from cnnrun.results import people
+    from cnnrun.results.people.embeddings import IdentityOptions
+    from cnnrun.results.people.enrolment import enroll_people
 
-    options = people.IdentityOptions(run, runs, choose_device(device))
-    show(people.enroll_people(options, folder, gallery, add, remove or [], batch), as_json, print_gallery)
+    options = IdentityOptions(run, runs, choose_device(device))
+    show(enroll_people(options, folder, gallery, add, remove or [], batch), as_json, print_gallery)
 
 
 def print_gallery(data: dict[str, Any], out: Output) -> None:

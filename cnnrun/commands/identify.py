@@ -38,8 +38,9 @@ def identify(
     """Identify the people of a gallery in images. Example: cnnrun identify photos/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
-    from cnnrun.results import people
+    from cnnrun.results.people.embeddings import IdentityOptions
+    from cnnrun.results.people.identification import GallerySearch, identify_people
 
-    options = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
-    search_settings = people.GallerySearch(top, search.value)
-    prediction_output.write_all(people.identify_people(options, paths, gallery, search_settings, batch), as_json, csv)
+    options = IdentityOptions(run, runs, choose_device(device), threshold, far)
+    search_settings = GallerySearch(top, search.value)
+    prediction_output.write_all(identify_people(options, paths, gallery, search_settings, batch), as_json, csv)

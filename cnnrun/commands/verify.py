@@ -23,10 +23,11 @@ def verify(
 ) -> None:
     """Check whether two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose_device
-    from cnnrun.results import people
+    from cnnrun.results.people.embeddings import IdentityOptions
+    from cnnrun.results.people.verification import verify_pair
 
-    options = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
-    show(people.verify_pair(options, first, second), as_json, _print_verdict)
+    options = IdentityOptions(run, runs, choose_device(device), threshold, far)
+    show(verify_pair(options, first, second), as_json, _print_verdict)
 
 
 def _print_verdict(data: dict[str, Any], out: Output) -> None:

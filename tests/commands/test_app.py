@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from cnnrun import __version__
 from cnnrun.base.errors import DataError, StorageError
 from cnnrun.commands import prediction_output
-from cnnrun.results.people import Identification
+from cnnrun.results.people.identification import Identification
 from cnnrun.results.predict import PredictedFile
 from cnnrun.tasks.classification import LabelPrediction
 from cnnrun.tasks.multilabel import LabelSetPrediction

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
-from cnnrun.results import gallery_file
-from cnnrun.results.gallery_file import Gallery
+from cnnrun.results.people import gallery_file
+from cnnrun.results.people.gallery_file import Gallery
 
 MODEL = "0" * 64
 
@@ -84,7 +84,9 @@ def test_people_are_added_and_removed():
 
 
 def gallery_metadata(**changes: object) -> dict[str, str]:
-    return {"cnnrun.results.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})}
+    return {
+        "cnnrun.results.people.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})
+    }
 
 
 ROWS = unit_rows(np.random.default_rng(0).normal(size=(3, 4)))
@@ -98,9 +100,9 @@ GOOD = {"embeddings": ROWS, "person": PEOPLE}
         (GOOD, {}, "not a gallery"),
         ({"embeddings": ROWS}, gallery_metadata(), "not a gallery"),
         ({**GOOD, "more": ROWS}, gallery_metadata(), "not a gallery"),
-        (GOOD, {"cnnrun.results.gallery_file": "{"}, "its description is damaged"),
-        (GOOD, {"cnnrun.results.gallery_file": "[" * 100_000}, "its description is damaged"),
-        (GOOD, {"cnnrun.results.gallery_file": "[]"}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.people.gallery_file": "{"}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.people.gallery_file": "[" * 100_000}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.people.gallery_file": "[]"}, "its description is damaged"),
         (GOOD, gallery_metadata(people=["a", "a"]), "its description is damaged"),
         (GOOD, gallery_metadata(people=["a", ""]), "its description is damaged"),
         (GOOD, gallery_metadata(people=["a", 3]), "its description is damaged"),

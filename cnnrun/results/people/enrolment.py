@@ -1,0 +1,102 @@
+"""`cnnrun enroll`: create and change a gallery of known people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun.base.counts import format_count
+from cnnrun.base.errors import ConfigError, DataError, escape
+from cnnrun.base.file_sequences import is_hidden_or_system_name
+from cnnrun.base.progress import say
+from cnnrun.data.image_files import is_image_name
+from cnnrun.data.image_paths import list_images
+from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.results.people import gallery_file
+from cnnrun.results.people.embeddings import IdentityOptions, embed_images
+from cnnrun.results.people.gallery_file import Gallery
+
+
+def enroll_people(
+    options: IdentityOptions, folder: Path | None, gallery_path: Path, add: bool, remove: Sequence[str], batch: int
+) -> dict[str, Any]:
+    """Create a gallery from a folder of people, add people to it or remove them; returns its people.
+
+    Without a folder and names to remove, the gallery is only read. Raises ConfigError for arguments that do not fit.
+    """
+    _check_arguments(folder, gallery_path, add, remove)
+    if folder is None and not remove:  # reading needs no network
+        return _summarize_gallery(gallery_path, gallery_file.read_gallery(gallery_path), [], [])
+    trained, matching = options.open_embedding_network()
+    existing = gallery_file.read_gallery(gallery_path) if gallery_path.exists() else None
+    if existing is not None and folder is not None and not add:
+        return _confirm_same_people(trained, folder, gallery_path, existing, batch)
+    if existing is not None:
+        gallery_file.refuse_other_network(existing, gallery_path, trained.digest, matching.dimension)
+    if existing is not None and remove:
+        existing = gallery_file.remove_people(existing, remove, allow_empty=folder is not None)
+    people = _embed_people(trained, folder, batch) if folder else {}
+    gallery, duplicates = gallery_file.add_people(existing, trained.digest, people) if people else (existing, 0)
+    assert gallery is not None
+    if duplicates:
+        say(f"images left out: {duplicates:,}; each has the same embedding as another image of the same person")
+    gallery_file.write_gallery(gallery_path, gallery)
+    return _summarize_gallery(gallery_path, gallery, sorted(people), list(remove))
+
+
+def _confirm_same_people(
+    trained: TrainedNetwork, folder: Path, gallery_path: Path, existing: Gallery, batch: int
+) -> dict[str, Any]:
+    """Summarize an existing gallery of this same folder: repeating the command changes nothing.
+
+    Raises ConfigError if the gallery holds anything else.
+    """
+    enrolled, _ = gallery_file.add_people(None, trained.digest, _embed_people(trained, folder, batch))
+    if not enrolled.is_same(existing):
+        raise ConfigError(f"--gallery {escape(str(gallery_path))}: already exists; use --add to add these people")
+    say(f"{gallery_path} already holds these people")
+    return _summarize_gallery(gallery_path, existing, [], [])
+
+
+def _check_arguments(folder: Path | None, gallery_path: Path, add: bool, remove: Sequence[str]) -> None:
+    escaped_path = escape(str(gallery_path))
+    if gallery_path.suffix != ".safetensors":
+        raise ConfigError(f"--gallery {escaped_path}: give a file that ends in .safetensors")
+    if (folder is None or add) and not gallery_path.exists():
+        raise ConfigError(f"--gallery {escaped_path}: no such file; give a folder of people without --add to create it")
+    if add and folder is None:
+        raise ConfigError("--add needs a folder of people")
+    if remove and folder is not None and not add:
+        raise ConfigError("--remove needs an existing gallery; with a folder of people, give --add too")
+
+
+def _summarize_gallery(gallery_path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
+    return {
+        "path": str(gallery_path),
+        "model": gallery.network_digest,
+        "people": gallery.image_counts(),
+        "added": added,
+        "removed": removed,
+    }
+
+
+def _embed_people(trained: TrainedNetwork, folder: Path, batch: int) -> dict[str, NDArray[np.float32]]:
+    """Embed the images of each person, from a folder that holds a folder for each. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError(f"{escape(str(folder))}: no such folder")
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden_or_system_name(entry.name))
+    paths_by_person = {entry.name: list(list_images([entry])) for entry in entries if entry.is_dir()}
+    if not paths_by_person:
+        raise DataError(f"{escape(str(folder))}: needs a folder for each person")
+    loose_names = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
+    if loose_names:
+        example = f"such as {escape(loose_names[0])!r}"
+        images = format_count(len(loose_names), "image")
+        say(f"{escape(str(folder))}: {images} left out, in no person's folder, {example}")
+    embeddings, _ = embed_images(trained, [path for paths in paths_by_person.values() for path in paths], batch)
+    boundaries = np.cumsum([len(paths) for paths in paths_by_person.values()])[:-1]
+    return dict(zip(paths_by_person, np.split(embeddings, boundaries), strict=True))
