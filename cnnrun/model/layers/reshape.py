@@ -13,13 +13,31 @@ from cnnrun.config.spec import SizePair
 from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_feature_maps
 
 
+class PermutedFlatten(nn.Module):
+    """Flattens [B, C, H, W] after putting its dimensions in `order`, such as `hwc`."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, *(1 + "chw".index(letter) for letter in self.order)).flatten(1)
+
+
 class Flatten(LayerSpec):
     """Flattens feature maps to a vector: (C, H, W) -> (C * H * W,)."""
 
     kind = "flatten"
+    main = "order"
+    example = {"order": "hwc"}
+    order: Literal["chw", "hwc", "whc"] = "chw"
+    """Order of channels (c), rows (h) columns (w), slowest first; TensorFlow's weights need `hwc`, MATLAB's `whc`."""
 
     def build(self, in_shape: Shape) -> nn.Module:
-        return nn.Flatten()
+        if self.order == "chw":
+            return nn.Flatten()
+        require_feature_maps(self.kind, in_shape)
+        return PermutedFlatten(self.order)
 
     def window(self, in_shape: Shape) -> Window:
         return Window(is_global=True)

@@ -85,7 +85,7 @@ def test_people_are_added_and_removed():
 
 def gallery_metadata(**changes: object) -> dict[str, str]:
     return {
-        "cnnrun.results.people.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})
+        "cnnrun.results.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})
     }
 
 
@@ -100,9 +100,9 @@ GOOD = {"embeddings": ROWS, "person": PEOPLE}
         (GOOD, {}, "not a gallery"),
         ({"embeddings": ROWS}, gallery_metadata(), "not a gallery"),
         ({**GOOD, "more": ROWS}, gallery_metadata(), "not a gallery"),
-        (GOOD, {"cnnrun.results.people.gallery_file": "{"}, "its description is damaged"),
-        (GOOD, {"cnnrun.results.people.gallery_file": "[" * 100_000}, "its description is damaged"),
-        (GOOD, {"cnnrun.results.people.gallery_file": "[]"}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.gallery_file": "{"}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.gallery_file": "[" * 100_000}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.gallery_file": "[]"}, "its description is damaged"),
         (GOOD, gallery_metadata(people=["a", "a"]), "its description is damaged"),
         (GOOD, gallery_metadata(people=["a", ""]), "its description is damaged"),
         (GOOD, gallery_metadata(people=["a", 3]), "its description is damaged"),
