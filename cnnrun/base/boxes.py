@@ -32,9 +32,7 @@ def non_maximum_suppression(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Ten
     """Mask of the boxes that remain after greedy non-maximum suppression per class: bool [B, M].
 
     Scores must be sorted in descending order along M. A box is suppressed if an earlier remaining box of its class has
-    an intersection over union with it above `max_overlap`. The rule is applied to all boxes at once until nothing
-    changes. The result equals that of the sequential algorithm, after as many rounds as the longest chain of boxes that
-    suppress each other (Zheng et al. 2021, Cluster-NMS, proposition 1).
+    an intersection over union with it above `max_overlap`.
     """
     if torch.compiler.is_exporting():  # as a single operator, which ONNX has
         exported: Tensor = torch.ops.cnnrun.non_maximum_suppression(boxes_BM4, scores_BM, labels_BM, max_overlap)
@@ -46,11 +44,19 @@ def non_maximum_suppression(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Ten
     suppresses = (
         _intersections(boxes_BM4, boxes_BM4) * (1 + max_overlap) > (area[:, :, None] + area[:, None]) * max_overlap
     )
-    suppresses &= labels_BM[:, :, None] == labels_BM[:, None]
-    suppresses = suppresses.triu(1).to(boxes_BM4.dtype)
-    remaining = torch.ones_like(boxes_BM4[..., 0])
+    return suppress_greedily(suppresses & (labels_BM[:, :, None] == labels_BM[:, None]))
+
+
+def suppress_greedily(suppresses_BMM: Tensor) -> Tensor:
+    """Mask of what remains if each, in order, suppresses those after it, unless it is suppressed itself: bool [B, M].
+
+    `suppresses_BMM[b, i, j]` is True if i would suppress j. The rule is applied to all at once until nothing changes,
+    which takes as many rounds as the longest chain (Zheng et al. 2021, Cluster-NMS, proposition 1).
+    """
+    suppresses = suppresses_BMM.triu(1).float()
+    remaining = torch.ones_like(suppresses[:, 0])
     while True:
-        updated = ((remaining[:, None] @ suppresses)[:, 0] == 0).to(remaining.dtype)
+        updated = ((remaining[:, None] @ suppresses)[:, 0] == 0).float()
         if torch.equal(updated, remaining):
             return remaining.bool()
         remaining = updated

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cnnrun.base.similarity import Similarity
 from cnnrun.contracts.choices import Choices, OperatingPoint
 from cnnrun.contracts.layer import HeightWidth, Shape
 from cnnrun.contracts.prediction import Overlay, Prediction
@@ -189,6 +190,12 @@ class Matching:
     """Number of values of an embedding."""
     fars: Sequence[float]
     """False accept rates that a threshold is chosen for, largest first."""
+    similarity: Similarity
+    """The comparison of two embeddings."""
+    published_threshold: float | None
+    """Minimum similarity that comes with the weights, for networks whose threshold was not chosen on val."""
+    landmarks: Mapping[str, Sequence[float]]
+    """Positions (x, y) in pixels of the landmarks of a face in the network's input; empty if images are not aligned."""
 
     def embeddings(self, results: Results) -> Tensor:
         """The embeddings [B, D] among a batch's results."""

@@ -35,13 +35,24 @@ class Normalize(nn.Module):
 
 
 class Network(nn.Module):
-    """Raw pixel values [B, C, H, W] -> the task's raw outputs."""
+    """Raw pixel values [B, C, H, W] -> the task's raw outputs.
 
-    def __init__(self, normalize: nn.Module, layers: nn.Module, head: nn.Module) -> None:
+    With `averages_mirror_images` it gives, when it is not training, the mean of an image's and its mirror image's.
+    """
+
+    def __init__(
+        self, normalize: nn.Module, layers: nn.Module, head: nn.Module, averages_mirror_images: bool = False
+    ) -> None:
         super().__init__()
         self.normalize, self.layers, self.head = normalize, layers, head
+        self.averages_mirror_images = averages_mirror_images
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        if self.averages_mirror_images and not self.training:
+            return (self._outputs(images_BCHW) + self._outputs(images_BCHW.flip(3))) / 2
+        return self._outputs(images_BCHW)
+
+    def _outputs(self, images_BCHW: Tensor) -> Tensor:
         features = self.layers(self.normalize(images_BCHW))
         out: Tensor = self.head(*features) if isinstance(features, tuple) else self.head(features)
         return out
@@ -74,7 +85,7 @@ def build_network(nodes: Sequence[Any], task: Task) -> BuiltNetwork:
         if builder.problems:
             raise BuildError(builder.problems)
         head = builder.build_head(task, levels)
-    network = Network(Normalize(facts.mean, facts.std), layers, head)
+    network = Network(Normalize(facts.mean, facts.std), layers, head, task.requirements.averages_mirror_images)
     return BuiltNetwork(network, facts.image_shape, builder.rows, builder.layers, levels)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -84,10 +85,19 @@ def parse_description(text: str, where: str) -> WeightsDescription:
     return WeightsDescription.model_validate(tree)
 
 
-def write_weights_file(path: Path, tensors: StateDict, description: WeightsDescription, facts: DataFacts) -> None:
-    """Write a weights file with its metadata, completely or not at all. Raises StorageError."""
+def write_weights_file(
+    path: Path,
+    tensors: StateDict,
+    description: WeightsDescription,
+    facts: DataFacts,
+    origin: Mapping[str, str] | None = None,
+) -> None:
+    """Write a weights file with its metadata, completely or not at all. Raises StorageError.
+
+    `origin` adds to the metadata where the weights come from: source, licence, paper.
+    """
     config = yaml_reader.dump_yaml(description.model_dump(mode="json", by_alias=True, exclude_none=True))
-    metadata = {"cnnrun.config": config, "cnnrun.facts": json.dumps(facts.to_json())}
+    metadata = {"cnnrun.config": config, "cnnrun.facts": json.dumps(facts.to_json()), **(origin or {})}
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     make_folder(path.parent)
     write_file(path, safetensors.torch.save(contiguous, metadata))

@@ -52,8 +52,11 @@ def set_training_mode(network: Network, until: str | None) -> None:
 def separate_trunk(network: Network, until: str) -> tuple[Trunk, Network] | None:
     """Split the network into (frozen trunk, rest), which share its modules and names.
 
-    Returns None if a later layer takes an inner layer of the trunk as its input.
+    Returns None if a later layer takes an inner layer of the trunk as its input, or if the network also sees mirror
+    images.
     """
+    if network.averages_mirror_images:
+        return None
     layers, frozen = network.layers, layers_until(network, until)
     rest = {name: module for name, module in layers.named_children() if name not in frozen}
     if not isinstance(layers, LinkedChain):

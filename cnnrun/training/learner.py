@@ -175,7 +175,7 @@ class Learner:
     def _recompute_reason(self, trunk: nn.Module | None) -> str | None:
         """Reason that the frozen layers' features cannot be computed once, or None."""
         if trunk is None:
-            return "a later layer takes one of their inner layers by name"
+            return "a later layer takes one of their inner layers by name, or mirror images are averaged"
         if self.setup.augment.has_changes:
             return "augmentation changes the images"
         gib = feature_bytes(trunk, self.setup.dataset, self.setup.device) / 2**30

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.base.similarity import COSINE, Similarity
+
 FPIRS = (0.1, 0.01)
 _CHUNK = 1024  # probes that are compared with the gallery at once, to bound memory
 _MIN_FALSE_ALARMS = 10  # a threshold for an FPIR means little if fewer are expected
@@ -45,21 +47,26 @@ def similarity_per_person(
     labels_N: NDArray[np.int64],
     enrolled_G: NDArray[np.int64],
     probes_Q: NDArray[np.int64],
+    similarity: Similarity,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The largest similarity of each probe to an image of each enrolled person [Q, P], and the people's labels [P]."""
     order = enrolled_G[np.argsort(labels_N[enrolled_G], kind="stable")]
     people, starts = np.unique(labels_N[order], return_index=True)
-    return np.maximum.reduceat(embeddings_ND[probes_Q] @ embeddings_ND[order].T, starts, axis=1), people
+    similarities = similarity.of_all(embeddings_ND[probes_Q], embeddings_ND[order])
+    return np.maximum.reduceat(similarities, starts, axis=1), people
 
 
 def identification_ranks(
-    embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: GalleryAndProbes
+    embeddings_ND: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    gallery: GalleryAndProbes,
+    similarity: Similarity = COSINE,
 ) -> NDArray[np.int64]:
     """Rank of each probe's own person by similarity, from 1; people who are equally similar rank before them."""
     ranks = []
     for start in range(0, len(gallery.probes_Q), _CHUNK):
         probes = gallery.probes_Q[start : start + _CHUNK]
-        similarity_QP, people = similarity_per_person(embeddings_ND, labels_N, gallery.enrolled_G, probes)
+        similarity_QP, people = similarity_per_person(embeddings_ND, labels_N, gallery.enrolled_G, probes, similarity)
         own_Q = similarity_QP[np.arange(len(probes)), np.searchsorted(people, labels_N[probes])]
         ranks.append((similarity_QP >= own_Q[:, None]).sum(1))
     return np.concatenate(ranks)
@@ -71,7 +78,10 @@ def cumulative_match_rows(ranks_Q: NDArray[np.int64], people: int, max_rank: int
 
 
 def open_set_rows(
-    embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: GalleryAndProbes
+    embeddings_ND: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    gallery: GalleryAndProbes,
+    similarity: Similarity = COSINE,
 ) -> list[dict[str, Any]]:
     """Share of known people who are missed (FNIR) at the threshold for each share of strangers accepted (FPIR).
 
@@ -88,25 +98,27 @@ def open_set_rows(
         is_enrolled = np.isin(labels_N[gallery.probes_Q], half)
         for start in range(0, len(is_enrolled), _CHUNK):
             probes, is_known = gallery.probes_Q[start : start + _CHUNK], is_enrolled[start : start + _CHUNK]
-            similarity_QP, labels_P = similarity_per_person(embeddings_ND, labels_N, enrolled, probes)
+            similarity_QP, labels_P = similarity_per_person(embeddings_ND, labels_N, enrolled, probes, similarity)
             best, is_right = similarity_QP.max(1), labels_P[similarity_QP.argmax(1)] == labels_N[probes]
             stranger_parts.append(best[~is_known])
             known_parts.append(np.where(is_right, best, -np.inf)[is_known])
     strangers, known = np.sort(np.concatenate(stranger_parts))[::-1], np.concatenate(known_parts)
-    return [_open_set_row(strangers, known, fpir) for fpir in FPIRS]
+    return [_open_set_row(strangers, known, fpir, similarity) for fpir in FPIRS]
 
 
-def _open_set_row(strangers: NDArray[np.float32], known: NDArray[np.float32], fpir: float) -> dict[str, Any]:
+def _open_set_row(
+    strangers: NDArray[np.float32], known: NDArray[np.float32], fpir: float, similarity: Similarity
+) -> dict[str, Any]:
     """Table row of one FPIR, from the falling similarities of strangers and those of known people (-inf if missed)."""
     accepted = int(len(strangers) * fpir + 1e-9)
     accepted = int((strangers > strangers[accepted]).sum())  # strangers as similar as the first refused one are refused
-    lowest_accepted = strangers[accepted - 1] if accepted else max(strangers[0], 1.0)
+    lowest_accepted = strangers[accepted - 1] if accepted else max(strangers[0], similarity.largest)
     threshold = (float(lowest_accepted) + float(strangers[accepted])) / 2  # halfway, so that rounding does not decide
     needed = f"{_MIN_FALSE_ALARMS / fpir:,.0f} give {_MIN_FALSE_ALARMS} alarms"
     few = len(strangers) * fpir < _MIN_FALSE_ALARMS
     return {
         "FPIR": fpir,
-        "threshold": threshold,
+        "threshold": similarity.shown(threshold),
         "FNIR": float((known < threshold).mean()),
         "pictures of people": len(known),
         "of strangers": len(strangers),

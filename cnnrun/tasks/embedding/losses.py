@@ -1,8 +1,8 @@
 """Losses over embeddings: softmax losses with a margin between class centres, and triplets.
 
-Embeddings have unit length, so the product of two is the cosine of the angle between them. Gradients pass through the
-margin, as in the papers' formulas. A well-known implementation computes the margin without gradients, which scales the
-gradient of the true class, for ArcFace by cos(theta) / cos(theta + m).
+The softmax losses need embeddings of unit length, so that the product of two is the cosine of the angle between them.
+Gradients pass through the margin, as in the papers' formulas. A well-known implementation computes the margin without
+gradients, which scales the gradient of the true class, for ArcFace by cos(theta) / cos(theta + m).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TripletCriterion(Criterion):
 
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = targets["labels"]
-        distance_BB = 2 - 2 * outputs @ outputs.T
+        distance_BB = _squared_distances(outputs)
         same = labels[:, None] == labels
         negatives_B1 = (~same).sum(1, keepdim=True)
         sorted_BB, order_BB = distance_BB.detach().masked_fill(same, math.inf).sort(1)
@@ -108,6 +108,12 @@ class TripletCriterion(Criterion):
         loss = (distance_BB - distance_BB.gather(1, negative_BB) + self.margin).clamp(min=0)
         pairs = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device) & (negatives_B1 > 0)
         return {"triplet": (loss * pairs).sum() / pairs.sum().clamp(min=1)}
+
+
+def _squared_distances(embeddings_BD: Tensor) -> Tensor:
+    """Squared Euclidean distances of all pairs: [B, B]."""
+    squares_B = embeddings_BD.square().sum(1)
+    return squares_B[:, None] + squares_B - 2 * embeddings_BD @ embeddings_BD.T
 
 
 class ArcFace(EmbeddingLossSpec):
@@ -161,7 +167,7 @@ class Triplet(EmbeddingLossSpec):
     main = "margin"
     needs_class_batches = True
     margin: float = Field(0.2, gt=0, le=4)
-    """Margin between the squared distances, which are 2 - 2 cos."""
+    """Margin between the squared distances, which are 2 - 2 cos for embeddings of unit length."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
         return TripletCriterion(self.margin)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.errors import DataError, NonFiniteError
+from cnnrun.base.similarity import COSINE, Similarity
 from cnnrun.contracts.choices import Choices, OperatingPoint
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.results import BatchTensors, Measurement, Results
@@ -25,9 +26,11 @@ class VerifyMeter:
     Raises NonFiniteError if an embedding is not finite, and DataError if the pairs that can be read are too few.
     """
 
-    def __init__(self, fars: Sequence[float], gallery: int, chosen: Sequence[OperatingPoint]) -> None:
+    def __init__(
+        self, fars: Sequence[float], gallery: int, chosen: Sequence[OperatingPoint], similarity: Similarity = COSINE
+    ) -> None:
         self._fars, self._gallery, self._batches = fars, gallery, BatchTensors()
-        self._chosen_points = chosen
+        self._chosen_points, self._similarity = chosen, similarity
 
     def update(self, results: Results, targets: Targets) -> None:
         self._batches.add(embedding=results["embedding"].float(), **targets)
@@ -41,13 +44,13 @@ class VerifyMeter:
         if pairs.same_M.all() or not pairs.same_M.any():
             line = "pairs of one person and pairs of two people are both needed"
             raise DataError(f"{line}; the readable images have only one kind")
-        scores = pairs.similarities(embeddings)
-        ranked = RankedPairs(scores, pairs.same_M)
+        scores = pairs.similarities(embeddings, self._similarity)
+        ranked = RankedPairs(scores, pairs.same_M, self._similarity.largest)
         folds = pair_metrics.fold_accuracies(ranked, scores, pairs)
         if len(folds) < 2:
             raise DataError("fewer than two folds have readable pairs of both kinds: of one person, and of two people")
         gallery = gallery_metrics.enrol_first(labels, self._gallery)
-        ranks = gallery_metrics.identification_ranks(embeddings, labels, gallery)
+        ranks = gallery_metrics.identification_ranks(embeddings, labels, gallery, self._similarity)
         curve = ranked.roc_curve()
         metrics = {
             **self._curve_metrics(curve),
@@ -64,10 +67,10 @@ class VerifyMeter:
         draws = pair_metrics.bootstrap_over_people(scores, pairs, labels, self._curve_metrics)
         rows = {
             **self._interval_rows(measurement, pairs, draws),
-            "folds": folds,
+            "folds": [{**fold, "threshold": self._similarity.shown(fold["threshold"])} for fold in folds],
             "at_the_models_thresholds": self._chosen_threshold_rows(scores, pairs),
             "identification": gallery_metrics.cumulative_match_rows(ranks, len(np.unique(labels[gallery.enrolled_G]))),
-            "open_set": gallery_metrics.open_set_rows(embeddings, labels, gallery),
+            "open_set": gallery_metrics.open_set_rows(embeddings, labels, gallery, self._similarity),
         }
         nonempty = {name: table for name, table in rows.items() if table}
         return replace(measurement, tables=nonempty, bootstrap_draws=draws, plots=(_roc_plot(curve),))
@@ -98,7 +101,7 @@ class VerifyMeter:
                 "FAR": f"{point.far:g}",
                 "TAR": metrics[f"tar_{point.far:g}"],
                 **ends.get(f"tar_{point.far:g}", {}),
-                "threshold here": point.threshold,
+                "threshold here": self._similarity.shown(point.threshold),
                 "note": pair_metrics.far_note(impostors, point.far),
             }
             for point in measurement.choices.operating_points
@@ -116,7 +119,7 @@ class VerifyMeter:
             rows.append(
                 {
                     "FAR wanted": f"{far:g}",
-                    "threshold": point.threshold,
+                    "threshold": self._similarity.shown(point.threshold),
                     "FAR": float(is_accepted[~pairs.same_M].mean()),
                     "TAR": float(is_accepted[pairs.same_M].mean()),
                     "note": pair_metrics.far_note(point.impostor_pairs, far),

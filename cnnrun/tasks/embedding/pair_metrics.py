@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.base.similarity import COSINE, Similarity
+
 # If a split has more than twice as many pairs, this many of each kind (one person, two people) are sampled.
 MAX_PAIRS = 2_000_000
 FOLDS = 10
@@ -35,13 +37,13 @@ class Pairs:
     total: tuple[int, int]
     """How many pairs of one person and of two people the split has; more than are here if these are a sample."""
 
-    def similarities(self, embeddings_ND: NDArray[np.float32]) -> Floats:
-        """Cosine similarity of each pair's unit embeddings."""
+    def similarities(self, embeddings_ND: NDArray[np.float32], similarity: Similarity = COSINE) -> Floats:
+        """Similarity of each pair's embeddings."""
         similarities_M = np.empty(len(self.first_M))
         for start in range(0, len(similarities_M), 100_000):
             part = slice(start, start + 100_000)
             first, second = embeddings_ND[self.first_M[part]], embeddings_ND[self.second_M[part]]
-            similarities_M[part] = np.einsum("md,md->m", first, second, dtype=np.float64)
+            similarities_M[part] = similarity.of_pairs(first, second)
         return similarities_M
 
 
@@ -136,14 +138,17 @@ class RocCurve:
 
 
 class RankedPairs:
-    """Pairs sorted by similarity, so that ROC curves for any weights need no more sorting."""
+    """Pairs sorted by similarity, so that ROC curves for any weights need no more sorting.
 
-    def __init__(self, scores_M: Floats, same_M: NDArray[np.bool_]) -> None:
+    `largest` is the similarity of equal embeddings.
+    """
+
+    def __init__(self, scores_M: Floats, same_M: NDArray[np.bool_], largest: float = COSINE.largest) -> None:
         self.order = np.argsort(-scores_M, kind="stable")
         scores, self.same = scores_M[self.order], same_M[self.order]
         self._last_of_equal = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
-        # The threshold that accepts nothing lies halfway from the highest similarity to 1.
-        accepts_nothing = max(np.nextafter(scores[0], np.inf), (scores[0] + 1) / 2)
+        # The threshold that accepts nothing lies halfway from the highest similarity to the largest possible one.
+        accepts_nothing = max(np.nextafter(scores[0], np.inf), (scores[0] + largest) / 2)
         self._threshold = np.r_[accepts_nothing, scores[self._last_of_equal]]
 
     def roc_curve(self, weight_M: Floats | None = None) -> RocCurve:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError
-from cnnrun.config.spec import Kinds
+from cnnrun.base.similarity import SIMILARITIES, SimilarityKind
+from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.choices import Choices, OperatingPoint
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape, require_vector
@@ -31,7 +33,7 @@ from cnnrun.contracts.task_parts import (
     Targets,
 )
 from cnnrun.tasks.embedding import pair_metrics
-from cnnrun.tasks.embedding.losses import ArcFace, EmbeddingLoss
+from cnnrun.tasks.embedding.losses import ArcFace, EmbeddingLoss, Triplet
 from cnnrun.tasks.embedding.meter import VerifyMeter
 
 Far = Annotated[float, Field(gt=0, lt=1)]
@@ -50,11 +52,31 @@ class EmbeddingHead(nn.Module):
         return F.normalize(self.norm(self.linear(x)).float())
 
 
+class EuclideanHead(nn.Module):
+    """Features [B, F] -> embeddings [B, D] of any length, in float32: linear, without an offset."""
+
+    def __init__(self, in_features: int, dimension: int) -> None:
+        super().__init__()
+        self.in_features, self.dimension = in_features, dimension
+        self.linear = nn.Linear(in_features, dimension, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        return out.float()
+
+
 class EmbeddingDecoder(nn.Module):
     """Raw outputs, which are embeddings already -> `embedding` [B, D]."""
 
     def forward(self, outputs: Tensor) -> dict[str, Tensor]:
         return {"embedding": outputs}
+
+
+class MeanEmbeddingDecoder(nn.Module):
+    """Raw outputs, which are means of two unit embeddings -> `embedding` [B, D] of unit length."""
+
+    def forward(self, outputs: Tensor) -> dict[str, Tensor]:
+        return {"embedding": F.normalize(outputs)}
 
 
 @dataclass(frozen=True)
@@ -76,8 +98,22 @@ class EmbeddingPrediction(Prediction):
         return [list(self.embedding)]
 
 
+Point = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+class FaceLandmarks(Spec):
+    """Positions [x, y] of a face's landmarks in the network's input, in pixels. Left is the left of the image."""
+
+    left_eye: Point
+    right_eye: Point
+    nose: Point | None = None
+    left_mouth: Point | None = None
+    """The corner of the mouth on the left."""
+    right_mouth: Point | None = None
+
+
 class Verify(TaskSpec):
-    """Embeddings of unit length, similar for images of one person or thing; measured on people not seen in training."""
+    """Embeddings, similar for images of one person or thing; measured on people not seen in training."""
 
     kind = "verify"
     main = "dimension"
@@ -86,13 +122,23 @@ class Verify(TaskSpec):
     """Number of values of an embedding."""
     loss: Annotated[EmbeddingLoss, Kinds()] = ArcFace()
     """The loss that the embedding is trained by."""
+    similarity: SimilarityKind = "cosine"
+    """`cosine`: embeddings have unit length. `euclidean`: they have any length, thresholds are distances; needs \
+`loss: triplet`."""
+    mirror: bool = False
+    """Average the embeddings of an image and its mirror image, outside of training; takes twice the time."""
     fars: list[Far] = Field([0.1, 0.01, 0.001, 0.0001], min_length=1)
     """False accept rates (shares of the pairs of two people that are accepted), largest first: each is measured, and \
 a threshold is chosen for it on val."""
     far: Far = 0.01
     """The one of `fars` whose threshold `cnnrun verify` and `identify` use."""
+    threshold: float | None = None
+    """Threshold that was published with the weights; used if none was chosen on val."""
     gallery: int = Field(1, ge=1)
     """How many images of each person, the first ones, are enrolled to measure identification."""
+    landmarks: FaceLandmarks | None = None
+    """For networks of aligned faces: where the landmarks are. `verify`, `enroll` and `identify` then find and align \
+the faces of photos."""
 
     @field_validator("fars")
     @classmethod
@@ -107,8 +153,20 @@ a threshold is chosen for it on val."""
             raise ValueError(f"far is {self.far:g}; give one of fars ({', '.join(f'{far:g}' for far in self.fars)})")
         return self
 
+    @model_validator(mode="after")
+    def _check_similarity(self) -> Self:
+        if self.similarity == "euclidean" and not isinstance(self.loss, Triplet):
+            raise ValueError(
+                f"similarity: euclidean needs loss: triplet; {self.loss.kind} ignores an embedding's length"
+            )
+        return self
+
     def requirements(self) -> Requirements:
-        return Requirements(needs_class_batches=self.loss.needs_class_batches, has_unseen_classes=True)
+        return Requirements(
+            needs_class_batches=self.loss.needs_class_batches,
+            has_unseen_classes=True,
+            averages_mirror_images=self.mirror,
+        )
 
     def metrics(self) -> dict[str, Direction]:
         names = ("auc", "accuracy", *(f"tar_{far:g}" for far in self.fars), "rank_1", "rank_5")
@@ -145,7 +203,8 @@ class VerifyLearning(Learning):
 
     def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
         (in_shape,) = in_shapes
-        return EmbeddingHead(require_vector("its embedding", in_shape), self.spec.dimension)
+        head = EmbeddingHead if self.spec.similarity == "cosine" else EuclideanHead
+        return head(require_vector("its embedding", in_shape), self.spec.dimension)
 
     def build_criterion(self) -> Criterion:
         counts = torch.tensor(self.facts.class_counts or [1] * len(self.facts.classes))
@@ -159,7 +218,8 @@ class VerifyMeasuring(Measuring):
     spec: Verify
 
     def build_meter(self, choices: Choices) -> VerifyMeter:
-        return VerifyMeter(self.spec.fars, self.spec.gallery, choices.operating_points)
+        similarity = SIMILARITIES[self.spec.similarity]
+        return VerifyMeter(self.spec.fars, self.spec.gallery, choices.operating_points, similarity)
 
     def split_problem(self, targets: Targets) -> str | None:
         counts, gallery = targets["labels"].unique(return_counts=True)[1], self.spec.gallery
@@ -180,23 +240,30 @@ class VerifyPredicting(Predicting):
 
     spec: Verify
 
-    def build_decoder(self, choices: Choices) -> EmbeddingDecoder:
-        return EmbeddingDecoder()
+    def build_decoder(self, choices: Choices) -> nn.Module:
+        needs_normalization = self.spec.mirror and self.spec.similarity == "cosine"
+        return MeanEmbeddingDecoder() if needs_normalization else EmbeddingDecoder()
 
     def result_shapes(self) -> dict[str, Shape]:
         return {"embedding": (self.spec.dimension,)}
 
     def metadata(self, choices: Choices) -> dict[str, Any]:
-        point = self.spec.find_operating_point(choices)
-        text = "of unit length: the product of two is their cosine"
+        point, similarity = self.spec.find_operating_point(choices), SIMILARITIES[self.spec.similarity]
+        text, condition = {
+            "cosine": ("of unit length: the product of two is their cosine", "at least"),
+            "euclidean": ("compared by Euclidean distance", "at most"),
+        }[self.spec.similarity]
+        landmarks = self.spec.landmarks
+        faces = {"landmarks": landmarks.model_dump(exclude_none=True)} if landmarks else {}
+        if point is None and self.spec.threshold is None:
+            return {"embedding": f"{text}; no threshold was chosen for this checkpoint", **faces}
+        text = f"{text}, {condition} threshold for one person"
         if point is None:
-            return {"embedding": f"{text}; no threshold was chosen for this checkpoint"}
-        return {
-            "embedding": f"{text}, at least threshold for one person",
-            "threshold": point.threshold,
-            "far": point.far,
-            **choices.by_description(),
-        }
+            return {"embedding": text, "threshold": self.spec.threshold, **faces}
+        points = (replace(point, threshold=similarity.shown(point.threshold)) for point in choices.operating_points)
+        shown = replace(choices, operating_points=tuple(points)).by_description()
+        threshold = similarity.shown(point.threshold)
+        return {"embedding": text, "threshold": threshold, "far": point.far, **shown, **faces}
 
     def predictions(
         self, results: Results, views: Sequence[View], thresholds: dict[str, float]
@@ -204,16 +271,18 @@ class VerifyPredicting(Predicting):
         return [EmbeddingPrediction(row) for row in results["embedding"].tolist()]
 
     def find_disagreement(self, expected: Results, actual: Results) -> str | None:
-        distance = float((1 - (expected["embedding"] * actual["embedding"]).sum(1)).max())
-        if not distance <= 1e-5:
-            return f"an embedding's cosine with the network's is {1 - distance:.6f} (at least 0.99999)"
+        cosines = F.cosine_similarity(expected["embedding"].double(), actual["embedding"].double())
+        if not cosines.min() >= 1 - 1e-5:
+            return f"an embedding's cosine with the network's is {float(cosines.min()):.6f} (at least 0.99999)"
         gap = self.largest_difference(expected, actual)
         return None if gap <= 1e-4 else f"similarities differ by up to {gap:.2e} (allowed 1e-4)"
 
     def largest_difference(self, expected: Results, actual: Results) -> float:
         """The largest difference of the similarity of two images."""
-        expected_BB, actual_BB = (results["embedding"] @ results["embedding"].T for results in (expected, actual))
-        return float((expected_BB - actual_BB).abs().max())
+        similarity = SIMILARITIES[self.spec.similarity]
+        embeddings = (results["embedding"].cpu().numpy() for results in (expected, actual))
+        expected_BB, actual_BB = (similarity.of_all(values, values) for values in embeddings)
+        return float(np.abs(expected_BB - actual_BB).max())
 
 
 @dataclass(frozen=True)
@@ -231,10 +300,13 @@ class VerifyShowing(Showing):
 
 
 class VerifyMatching(Matching):
-    """Comparison of embeddings by their cosine."""
+    """Comparison of embeddings."""
 
     def __init__(self, spec: Verify) -> None:
         self._spec, self.dimension, self.fars = spec, spec.dimension, spec.fars
+        self.similarity = SIMILARITIES[spec.similarity]
+        self.published_threshold = None if spec.threshold is None else self.similarity.shown(spec.threshold)
+        self.landmarks = spec.landmarks.model_dump(exclude_none=True) if spec.landmarks else {}
 
     def embeddings(self, results: Results) -> Tensor:
         return results["embedding"]

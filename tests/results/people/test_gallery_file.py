@@ -84,9 +84,7 @@ def test_people_are_added_and_removed():
 
 
 def gallery_metadata(**changes: object) -> dict[str, str]:
-    return {
-        "cnnrun.results.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})
-    }
+    return {"cnnrun.results.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})}
 
 
 ROWS = unit_rows(np.random.default_rng(0).normal(size=(3, 4)))
