@@ -26,6 +26,7 @@ from cnnrun.commands.evaluate import evaluate
 from cnnrun.commands.exits import describe_failure, exit_with_lines
 from cnnrun.commands.explain import explain_app
 from cnnrun.commands.export import export_app
+from cnnrun.commands.faces import faces
 from cnnrun.commands.find_lr import find_lr
 from cnnrun.commands.identify import identify
 from cnnrun.commands.import_weights import import_weights
@@ -57,6 +58,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "eval": evaluate,
     "predict": predict,
     "init": init,
+    "faces": faces,
     "verify": verify,
     "enroll": enroll,
     "identify": identify,

@@ -10,7 +10,7 @@ import typer
 from cnnrun.base.console import Output, build_table
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
-from cnnrun.commands.options import Batch, Device, GalleryFile, Json, RunOption, Runs, show
+from cnnrun.commands.options import Batch, Device, Finder, FindFaces, GalleryFile, Json, RunOption, Runs, show
 from cnnrun.commands.tables import MAX_ROWS
 
 
@@ -22,6 +22,8 @@ def enroll(
     add: Annotated[bool, typer.Option("--add", help="Add the people to an existing gallery.")] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove this person; may be repeated.")] = None,
     run: RunOption = None,
+    find: FindFaces = None,
+    finder: Finder = None,
     batch: Batch = 64,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -29,10 +31,10 @@ def enroll(
 ) -> None:
     """Create, change or show a gallery of known people. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose_device
-    from cnnrun.results.people.embeddings import IdentityOptions
+    from cnnrun.results.people.embeddings import IdentityOptions, PhotoOptions
     from cnnrun.results.people.enrolment import enroll_people
 
-    options = IdentityOptions(run, runs, choose_device(device))
+    options = IdentityOptions(run, runs, choose_device(device), photos=PhotoOptions(find, finder))
     show(enroll_people(options, folder, gallery, add, remove or [], batch), as_json, print_gallery)
 
 

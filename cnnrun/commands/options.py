@@ -30,7 +30,21 @@ RunOption = Annotated[
     Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
 ]
 Threshold = Annotated[
-    float | None, typer.Option(min=-1, max=1, help="The minimum similarity, instead of the threshold chosen on val.")
+    float | None,
+    typer.Option(
+        min=-1, help="The minimum similarity (or maximum distance) of a match, instead of the threshold chosen on val."
+    ),
+]
+FindFaces = Annotated[
+    bool | None,
+    typer.Option(
+        "--find/--no-find",
+        help="Look for faces in photos and align them; by default if the network takes aligned faces.",
+    ),
+]
+Finder = Annotated[
+    Path | None,
+    typer.Option(help="The face finder's file; by default the one beside the network's, or in data/face-models."),
 ]
 FalseAccepts = Annotated[
     float | None, typer.Option("--far", help="Use the threshold chosen on val for this false accept rate.")

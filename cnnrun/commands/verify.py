@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
-from cnnrun.commands.options import Device, FalseAccepts, Json, RunOption, Runs, Threshold, show
+from cnnrun.commands.options import Device, FalseAccepts, Finder, FindFaces, Json, RunOption, Runs, Threshold, show
 
 
 def verify(
@@ -17,25 +17,26 @@ def verify(
     run: RunOption = None,
     threshold: Threshold = None,
     far: FalseAccepts = None,
+    find: FindFaces = None,
+    finder: Finder = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Check whether two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
+    """Check whether two images or photos show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose_device
-    from cnnrun.results.people.embeddings import IdentityOptions
+    from cnnrun.results.people.embeddings import IdentityOptions, PhotoOptions
     from cnnrun.results.people.verification import verify_pair
 
-    options = IdentityOptions(run, runs, choose_device(device), threshold, far)
+    options = IdentityOptions(run, runs, choose_device(device), threshold, far, PhotoOptions(find, finder))
     show(verify_pair(options, first, second), as_json, _print_verdict)
 
 
 def _print_verdict(data: dict[str, Any], out: Output) -> None:
     """Print whether two images show the same person."""
     verdict = "the same" if data["same"] else "not the same"
-    out.print(
-        f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_operating_point(data)}"
-    )
+    measure = "distance" if "distance" in data else "similarity"
+    out.print(f"{verdict}: {measure} {data[measure]:.4f}, threshold {data['threshold']:.4f}{_operating_point(data)}")
 
 
 def _operating_point(data: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Requirements:
     has_unseen_classes: bool = False
     """True if the task is measured on classes that are not in train: val has no loss, and a class in two splits is a \
 leak."""
-    averages_mirror_images: bool = False
+    averages_mirror: bool = False
     """True if a network that is not training gives the mean of its outputs for an image and its mirror image."""
     invalid_transforms: Sequence[str] = ()
     """Settings of `data.augment` that the targets cannot follow, as an angle cannot follow a rotation."""

@@ -37,18 +37,16 @@ class Normalize(nn.Module):
 class Network(nn.Module):
     """Raw pixel values [B, C, H, W] -> the task's raw outputs.
 
-    With `averages_mirror_images` it gives, when it is not training, the mean of an image's and its mirror image's.
+    With `averages_mirror` it gives, when it is not training, the mean of an image's and its mirror image's.
     """
 
-    def __init__(
-        self, normalize: nn.Module, layers: nn.Module, head: nn.Module, averages_mirror_images: bool = False
-    ) -> None:
+    def __init__(self, normalize: nn.Module, layers: nn.Module, head: nn.Module, averages_mirror: bool = False) -> None:
         super().__init__()
         self.normalize, self.layers, self.head = normalize, layers, head
-        self.averages_mirror_images = averages_mirror_images
+        self.averages_mirror = averages_mirror
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        if self.averages_mirror_images and not self.training:
+        if self.averages_mirror and not self.training:
             return (self._outputs(images_BCHW) + self._outputs(images_BCHW.flip(3))) / 2
         return self._outputs(images_BCHW)
 
@@ -85,7 +83,7 @@ def build_network(nodes: Sequence[Any], task: Task) -> BuiltNetwork:
         if builder.problems:
             raise BuildError(builder.problems)
         head = builder.build_head(task, levels)
-    network = Network(Normalize(facts.mean, facts.std), layers, head, task.requirements.averages_mirror_images)
+    network = Network(Normalize(facts.mean, facts.std), layers, head, task.requirements.averages_mirror)
     return BuiltNetwork(network, facts.image_shape, builder.rows, builder.layers, levels)
 
 

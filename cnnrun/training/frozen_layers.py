@@ -55,7 +55,7 @@ def separate_trunk(network: Network, until: str) -> tuple[Trunk, Network] | None
     Returns None if a later layer takes an inner layer of the trunk as its input, or if the network also sees mirror
     images.
     """
-    if network.averages_mirror_images:
+    if network.averages_mirror:
         return None
     layers, frozen = network.layers, layers_until(network, until)
     rest = {name: module for name, module in layers.named_children() if name not in frozen}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -154,7 +156,94 @@ class PyramidMeans(nn.Module):
         return {key: state[key] for key in [*body, *inner, *rest, "fc.weight", "fc.bias"]}
 
 
-OWN = {"lenet5": LeNet5, "zfnet": ZFNet, "resnet20": ResNet20, "unet": UNet, "resnet18_fpn": PyramidMeans}
+class Cascade(nn.Module):
+    """A network of MTCNN, as Zhang et al. 2016 describe it (figure 2), with the layers' weights in order of use."""
+
+    def __init__(self, layers: list[nn.Module], features: int, outputs: list[int]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.is_fully_convolutional = features == 32
+        join = (
+            (lambda count: nn.Conv2d(features, count, 1))
+            if self.is_fully_convolutional
+            else (lambda count: nn.Linear(features, count))
+        )
+        self.outputs = nn.ModuleList(map(join, outputs))
+        self.fc = nn.Linear(sum(outputs), 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            # The authors' framework flattens with the columns first.
+            x = layer(x.permute(0, 3, 2, 1).flatten(1) if isinstance(layer, nn.Linear) and x.dim() == 4 else x)
+        face, *others = (output(x) for output in self.outputs)
+        joined = torch.cat([face.softmax(1), *others], 1)
+        return self.fc(joined.mean((2, 3)) if self.is_fully_convolutional else joined)
+
+
+def convolutions(*widths: int, kernels: str, pools: str) -> list[nn.Module]:
+    """Convolutions with PReLU; after each a max pool with this window, or none for 0."""
+    layers: list[nn.Module] = []
+    for (channels, width), kernel, pool in zip(itertools.pairwise(widths), kernels, pools, strict=True):
+        layers += [nn.Conv2d(channels, width, int(kernel)), nn.PReLU(width)]
+        layers += [nn.MaxPool2d(int(pool), 2, ceil_mode=True)] if int(pool) else []
+    return layers
+
+
+def proposal_network() -> nn.Module:
+    return Cascade(convolutions(3, 10, 16, 32, kernels="333", pools="200"), 32, [2, 4])
+
+
+def refinement_network() -> nn.Module:
+    layers = convolutions(3, 28, 48, 64, kernels="332", pools="330")
+    return Cascade([*layers, nn.Linear(576, 128), nn.PReLU(128)], 128, [2, 4])
+
+
+def output_network() -> nn.Module:
+    layers = convolutions(3, 32, 64, 64, 128, kernels="3332", pools="3320")
+    return Cascade([*layers, nn.Linear(1152, 256), nn.PReLU(256)], 256, [2, 4, 10])
+
+
+class FaceUnit(nn.Module):
+    """A residual unit of dlib's face network; one that changes the width halves the size and pads with zeros."""
+
+    def __init__(self, channels: int, width: int, is_down: bool) -> None:
+        super().__init__()
+        self.is_down = is_down
+        self.conv1 = nn.Conv2d(channels, width, 3, 2 if is_down else 1, 0 if is_down else 1)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(F.relu(self.conv1(x)))
+        if self.is_down:
+            x = F.avg_pool2d(x, 2)
+            out = F.pad(out, (0, x.shape[3] - out.shape[3], 0, x.shape[2] - out.shape[2]))
+            x = F.pad(x, (0, 0, 0, 0, 0, out.shape[1] - x.shape[1]))
+        return F.relu(out + x)
+
+
+class FaceResNet29(nn.Module):
+    """dlib's `face_recognition_resnet_model_v1` with its scales and offsets in the convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 7, 2)
+        widths = [(32, False)] * 3 + [(64, True)] + [(64, False)] * 3 + [(128, True)] + [(128, False)] * 2
+        widths += [(256, True), (256, False), (256, False), (256, True)]
+        channels = [32, *(width for width, _ in widths)]
+        self.units = nn.Sequential(*[FaceUnit(c, w, down) for c, (w, down) in zip(channels, widths, strict=False)])
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.units(F.max_pool2d(F.relu(self.stem(x)), 3, 2)).mean((2, 3)))
+
+
+FACES = {
+    "mtcnn_pnet": proposal_network,
+    "mtcnn_rnet": refinement_network,
+    "mtcnn_onet": output_network,
+    "face_resnet29": FaceResNet29,
+}
+OWN = FACES | {"lenet5": LeNet5, "zfnet": ZFNet, "resnet20": ResNet20, "unet": UNet, "resnet18_fpn": PyramidMeans}
 
 
 def reference(name: str) -> nn.Module:
@@ -227,7 +316,7 @@ def without_chance(network: nn.Module) -> nn.Module:
 )
 def test_training_gradients_equal_the_references(name):
     image = zoo.read_entry(name).image
-    side = {"inception_v3": 128, "zfnet": 224, "unet": 32}.get(name, min(96, image[1]))
+    side = {"inception_v3": 128, "zfnet": 224, "unet": 32, "face_resnet29": 150}.get(name, min(96, image[1]))
     ours, theirs, mapping = pair(name, (image[0], side, side))
     pictures = torch.randn(3, image[0], side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     for network in (ours, theirs):

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.progress import say
+from cnnrun.base.similarity import Embeddings
 from cnnrun.data.image_files import is_image_name
 from cnnrun.data.image_paths import list_images
-from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results.people import gallery_file
-from cnnrun.results.people.embeddings import IdentityOptions, embed_images
+from cnnrun.results.people.embeddings import Embedder, IdentityOptions
 from cnnrun.results.people.gallery_file import Gallery
 
 
@@ -31,16 +30,16 @@ def enroll_people(
     _check_arguments(folder, gallery_path, add, remove)
     if folder is None and not remove:  # reading needs no network
         return _summarize_gallery(gallery_path, gallery_file.read_gallery(gallery_path), [], [])
-    trained, matching = options.open_embedding_network()
+    embedder = options.open_embedder()
     existing = gallery_file.read_gallery(gallery_path) if gallery_path.exists() else None
     if existing is not None and folder is not None and not add:
-        return _confirm_same_people(trained, folder, gallery_path, existing, batch)
+        return _confirm_same_people(embedder, folder, gallery_path, existing, batch)
     if existing is not None:
-        gallery_file.refuse_other_network(existing, gallery_path, trained.digest, matching.dimension)
+        gallery_file.refuse_other_maker(existing, gallery_path, embedder.maker, embedder.matching.dimension)
     if existing is not None and remove:
         existing = gallery_file.remove_people(existing, remove, allow_empty=folder is not None)
-    people = _embed_people(trained, folder, batch) if folder else {}
-    gallery, duplicates = gallery_file.add_people(existing, trained.digest, people) if people else (existing, 0)
+    people = _embed_people(embedder, folder, batch) if folder else {}
+    gallery, duplicates = gallery_file.add_people(existing, embedder.maker, people) if people else (existing, 0)
     assert gallery is not None
     if duplicates:
         say(f"images left out: {duplicates:,}; each has the same embedding as another image of the same person")
@@ -49,13 +48,13 @@ def enroll_people(
 
 
 def _confirm_same_people(
-    trained: TrainedNetwork, folder: Path, gallery_path: Path, existing: Gallery, batch: int
+    embedder: Embedder, folder: Path, gallery_path: Path, existing: Gallery, batch: int
 ) -> dict[str, Any]:
     """Summarize an existing gallery of this same folder: repeating the command changes nothing.
 
     Raises ConfigError if the gallery holds anything else.
     """
-    enrolled, _ = gallery_file.add_people(None, trained.digest, _embed_people(trained, folder, batch))
+    enrolled, _ = gallery_file.add_people(None, embedder.maker, _embed_people(embedder, folder, batch))
     if not enrolled.is_same(existing):
         raise ConfigError(f"--gallery {escape(str(gallery_path))}: already exists; use --add to add these people")
     say(f"{gallery_path} already holds these people")
@@ -77,14 +76,15 @@ def _check_arguments(folder: Path | None, gallery_path: Path, add: bool, remove:
 def _summarize_gallery(gallery_path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
     return {
         "path": str(gallery_path),
-        "model": gallery.network_digest,
+        "model": gallery.maker.network,
+        **({"finder": gallery.maker.finder} if gallery.maker.finder else {}),
         "people": gallery.image_counts(),
         "added": added,
         "removed": removed,
     }
 
 
-def _embed_people(trained: TrainedNetwork, folder: Path, batch: int) -> dict[str, NDArray[np.float32]]:
+def _embed_people(embedder: Embedder, folder: Path, batch: int) -> dict[str, Embeddings]:
     """Embed the images of each person, from a folder that holds a folder for each. Raises DataError."""
     if not folder.is_dir():
         raise DataError(f"{escape(str(folder))}: no such folder")
@@ -95,8 +95,9 @@ def _embed_people(trained: TrainedNetwork, folder: Path, batch: int) -> dict[str
     loose_names = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
     if loose_names:
         example = f"such as {escape(loose_names[0])!r}"
-        images = format_count(len(loose_names), "image")
-        say(f"{escape(str(folder))}: {images} left out, in no person's folder, {example}")
-    embeddings, _ = embed_images(trained, [path for paths in paths_by_person.values() for path in paths], batch)
+        count = format_count(len(loose_names), "image")
+        say(f"{escape(str(folder))}: {count} left out, in no person's folder, {example}")
+    images = embedder.embed_images([path for paths in paths_by_person.values() for path in paths], batch)
+    embeddings = np.array([image.embedding for image in images], np.float32)
     boundaries = np.cumsum([len(paths) for paths in paths_by_person.values()])[:-1]
     return dict(zip(paths_by_person, np.split(embeddings, boundaries), strict=True))

@@ -47,36 +47,27 @@ class CascadeNetworks:
 
 
 class FaceFinder:
-    """Finder of faces whose shorter side has at least `min_face_px` pixels.
+    """Finder of faces; `digest` identifies its networks, so that a gallery can say by which finder it was made."""
 
-    `digest` identifies the networks, so that a gallery can say by which finder it was made.
-    """
+    def __init__(self, networks: CascadeNetworks, digest: str, device: torch.device) -> None:
+        self.digest, self._networks, self._device = digest, networks, device
 
-    def __init__(self, networks: CascadeNetworks, digest: str, device: torch.device, min_face_px: int = 20) -> None:
-        self.digest, self._networks, self._device, self._min_face_px = digest, networks, device, min_face_px
-
-    def find(self, pixels_HWC: NDArray[np.uint8]) -> FoundFaces:
-        """Find the faces of an RGB image."""
+    def find(self, pixels_HWC: NDArray[np.uint8], min_face_px: int = 20) -> FoundFaces:
+        """Find the faces of an RGB image whose shorter side has at least `min_face_px` pixels."""
         with torch.inference_mode():
             areas = SummedAreas(pixels_HWC, self._device)
-            faces = self._accept(areas, self._refine(areas, self._propose(areas)))
-            return FoundFaces(*(values.cpu().numpy() for values in faces))
+            boxes = self._propose(areas, min_face_px)
+            boxes = self._refine(areas, boxes) if len(boxes) else boxes
+            if not len(boxes):
+                return FoundFaces(*(np.empty((0, *shape), np.float32) for shape in ((4,), (), (5, 2))))
+            return FoundFaces(*(values.cpu().numpy() for values in self._accept(areas, boxes)))
 
-    def _propose(self, areas: SummedAreas) -> Tensor:
+    def _propose(self, areas: SummedAreas, min_face_px: int) -> Tensor:
         """Square boxes [N, 4] that may hold a face."""
-        proposals = [self._propose_at_scale(areas, scale) for scale in self._scales(areas)]
+        proposals = [self._propose_at_scale(areas, scale) for scale in _pyramid_scales(areas, min_face_px)]
         boxes, scores, offsets = _join(proposals, (4, 1, 4), self._device)
         kept = _suppress(boxes, scores[:, 0], 0.7)
-        return face_boxes.make_square(face_boxes.move_edges(boxes[kept], offsets[kept], 0))
-
-    def _scales(self, areas: SummedAreas) -> list[float]:
-        """Factors of the image's size, so that faces of every size fill a window once; none if no face fits."""
-        scale, scales = WINDOW_PX / self._min_face_px, list[float]()
-        side = min(areas.height, areas.width) * scale
-        while side >= WINDOW_PX:
-            scales.append(scale)
-            scale, side = scale * _PYRAMID_FACTOR, side * _PYRAMID_FACTOR
-        return scales
+        return _keep_inside(areas, face_boxes.make_square(face_boxes.move_edges(boxes[kept], offsets[kept], 0)))
 
     def _propose_at_scale(self, areas: SummedAreas, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [N, 4], scores [N, 1] and offsets [N, 4] of the windows of one size of the image."""
@@ -103,29 +94,43 @@ class FaceFinder:
 
     def _refine(self, areas: SummedAreas, boxes_N4: Tensor) -> Tensor:
         """Square boxes [N, 4] of the proposals that the refinement network accepts."""
-        boxes, scores, offsets = self._judge_crops(areas, boxes_N4, self._networks.refinement, _CROP_SIDES[0])
+        scores, offsets = self._judge_crops(areas, boxes_N4, self._networks.refinement, _CROP_SIDES[0])
         kept = (scores > _MIN_SCORES[1]).nonzero()[:, 0]
-        kept = kept[_suppress(boxes[kept], scores[kept], 0.7)]
-        return face_boxes.make_square(face_boxes.move_edges(boxes[kept], offsets[kept], 1))
+        kept = kept[_suppress(boxes_N4[kept], scores[kept], 0.7)]
+        return _keep_inside(areas, face_boxes.make_square(face_boxes.move_edges(boxes_N4[kept], offsets[kept], 1)))
 
     def _accept(self, areas: SummedAreas, boxes_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and landmarks of the faces that the output network accepts, by falling score."""
-        boxes, scores, offsets, fractions = self._judge_crops(areas, boxes_N4, self._networks.output, _CROP_SIDES[1])
+        scores, offsets, fractions = self._judge_crops(areas, boxes_N4, self._networks.output, _CROP_SIDES[1])
         kept = scores > _MIN_SCORES[2]
-        boxes, scores = boxes[kept], scores[kept]
+        boxes, scores = boxes_N4[kept], scores[kept]
         landmarks = face_boxes.landmarks_in_image(boxes, fractions[kept])
         boxes = face_boxes.move_edges(boxes, offsets[kept], 1)
         outermost = face_boxes.keep_outermost(boxes, scores, 0.7)
         return boxes[outermost], scores[outermost], landmarks[outermost]
 
     def _judge_crops(self, areas: SummedAreas, boxes_N4: Tensor, network: nn.Module, side: int) -> tuple[Tensor, ...]:
-        """Boxes that lie within the image at least in part, the score of each, and the network's other outputs."""
-        pixels_N4 = face_boxes.pixels_of_boxes(boxes_N4, areas.height, areas.width)
-        is_inside = (pixels_N4[:, 2:] > pixels_N4[:, :2]).all(1)
-        crops = areas.crops(pixels_N4[is_inside], side)
+        """The score of each box, and the network's other outputs."""
+        crops = areas.crops(face_boxes.pixels_of_boxes(boxes_N4, areas.height, areas.width), side)
         outputs = [network(_normalize(part)) for part in crops.split(_MAX_CROPS)]
         face, *others = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return boxes_N4[is_inside], face[:, 1], *others
+        return face[:, 1], *others
+
+
+def _keep_inside(areas: SummedAreas, boxes_N4: Tensor) -> Tensor:
+    """The boxes that lie within the image at least in part."""
+    pixels_N4 = face_boxes.pixels_of_boxes(boxes_N4, areas.height, areas.width)
+    return boxes_N4[(pixels_N4[:, 2:] > pixels_N4[:, :2]).all(1)]
+
+
+def _pyramid_scales(areas: SummedAreas, min_face_px: int) -> list[float]:
+    """Factors of the image's size, so that faces of every size fill a window once; none if no face fits."""
+    scale, scales = WINDOW_PX / min_face_px, list[float]()
+    side = min(areas.height, areas.width) * scale
+    while side >= WINDOW_PX:
+        scales.append(scale)
+        scale, side = scale * _PYRAMID_FACTOR, side * _PYRAMID_FACTOR
+    return scales
 
 
 def _join(parts: Sequence[tuple[Tensor, ...]], columns: Sequence[int], device: torch.device) -> list[Tensor]:

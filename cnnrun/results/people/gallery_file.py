@@ -1,7 +1,7 @@
 """A gallery: embeddings of known people, in a file that is bound to the network that computed them.
 
-The file is safetensors: `embeddings` [N, D] float32 of unit length and `person` [N] int64, with names and the network's
-digest as JSON in its metadata. A file that differs from this in any way is refused.
+The file is safetensors: `embeddings` [N, D] float32 and `person` [N] int64, with names and the digests of the network
+and of the face finder as JSON in its metadata. A file that differs from this in any way is refused.
 """
 
 from __future__ import annotations
@@ -23,30 +23,42 @@ from cnnrun.base.atomic_files import write_file
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError, escape
 from cnnrun.base.extras import require_package
+from cnnrun.base.similarity import SIMILARITIES, Embeddings, Similarity, SimilarityKind
 
 FORMAT = 1
 _METADATA_KEY = "cnnrun.results.gallery_file"
 _MAX_SIMILARITY_BYTES = 1 << 28  # size of the similarities that are computed together
-# Two embeddings of one image have at least this cosine: batches of different sizes round differently.
-_SAME_EMBEDDING = 1 - 1e-6
 SearchMethod = Literal["exact", "faiss"]
-Embeddings = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GalleryMaker:
+    """What computes embeddings: digests of the network, and of the finder that cut faces out of photos, if one did."""
+
+    network: str
+    finder: str = ""
+    similarity: SimilarityKind = "cosine"
 
 
 @dataclass(frozen=True)
 class Gallery:
     """Embeddings grouped by person: `person_N` are indices into `people`, in ascending order."""
 
-    network_digest: str
+    maker: GalleryMaker
     people: tuple[str, ...]
     embeddings_ND: Embeddings
     person_N: NDArray[np.int64]
 
     def is_same(self, other: Gallery) -> bool:
         """Return whether the other gallery holds the same embeddings of the same people, made by the same network."""
-        same_names = (self.network_digest, self.people) == (other.network_digest, other.people)
+        same_names = (self.maker, self.people) == (other.maker, other.people)
         same_people = same_names and np.array_equal(self.person_N, other.person_N)
         return same_people and np.array_equal(self.embeddings_ND, other.embeddings_ND)
+
+    @property
+    def similarity(self) -> Similarity:
+        """The comparison of two embeddings."""
+        return SIMILARITIES[self.maker.similarity]
 
     def image_counts(self) -> dict[str, int]:
         """Number of images of each person."""
@@ -63,7 +75,8 @@ class Gallery:
         require_package("faiss", "faiss", "--search faiss")
         import faiss  # type: ignore[import-not-found, unused-ignore]
 
-        index = faiss.IndexFlatIP(self.embeddings_ND.shape[1])
+        kind = faiss.IndexFlatIP if self.maker.similarity == "cosine" else faiss.IndexFlatL2
+        index = kind(self.embeddings_ND.shape[1])
         index.add(self.embeddings_ND)
         return index
 
@@ -80,16 +93,21 @@ class Gallery:
         return [[(self.people[person], value) for person, value in row] for row in rows]
 
 
-def build_gallery(network_digest: str, people: Mapping[str, Embeddings]) -> Gallery:
+def build_gallery(maker: GalleryMaker, people: Mapping[str, Embeddings]) -> Gallery:
     """Build a gallery from embeddings by person, in the order of the names."""
     names = sorted(people)
     person_N = np.repeat(np.arange(len(names)), [len(people[name]) for name in names])
-    return Gallery(network_digest, tuple(names), np.concatenate([people[name] for name in names]), person_N)
+    return Gallery(maker, tuple(names), np.concatenate([people[name] for name in names]), person_N)
 
 
 def write_gallery(path: Path, gallery: Gallery) -> None:
     """Write a gallery atomically. Raises StorageError."""
-    metadata = {"format": FORMAT, "model": gallery.network_digest, "people": gallery.people}
+    maker = gallery.maker
+    metadata: dict[str, Any] = {"format": FORMAT, "model": maker.network, "people": gallery.people}
+    if maker.finder:
+        metadata["finder"] = maker.finder
+    if maker.similarity != "cosine":
+        metadata["similarity"] = maker.similarity
     tensors: dict[str, NDArray[Any]] = {
         "embeddings": np.ascontiguousarray(gallery.embeddings_ND),
         "person": gallery.person_N,
@@ -115,7 +133,8 @@ def read_gallery(path: Path) -> Gallery:
         problem = "its description is damaged"
     if problem:
         raise CheckpointError(f"{escape(str(path))}: {problem}")
-    return Gallery(description["model"], tuple(description["people"]), embeddings, person)
+    maker = GalleryMaker(description["model"], description.get("finder", ""), description.get("similarity", "cosine"))
+    return Gallery(maker, tuple(description["people"]), embeddings, person)
 
 
 def _gallery_problem(description: Any, embeddings: NDArray[Any], person: NDArray[Any]) -> str | None:
@@ -124,7 +143,9 @@ def _gallery_problem(description: Any, embeddings: NDArray[Any], person: NDArray
     if description["format"] != FORMAT:
         return f"written by another version of cnnrun (format {description['format']!r}, this reads {FORMAT})"
     has_names = isinstance(people, list) and all(isinstance(name, str) and name for name in people)
-    if not has_names or not isinstance(description["model"], str) or len(set(people)) < len(people):
+    has_maker = isinstance(description["model"], str) and isinstance(description.get("finder", ""), str)
+    similarity = description.get("similarity", "cosine")
+    if not has_names or not has_maker or similarity not in SIMILARITIES or len(set(people)) < len(people):
         return "its description is damaged"
     if embeddings.dtype != np.float32 or person.dtype != np.int64 or embeddings.ndim != 2:
         return "its tensors are not a gallery's"
@@ -133,8 +154,10 @@ def _gallery_problem(description: Any, embeddings: NDArray[Any], person: NDArray
     if (np.diff(person) < 0).any() or person[0] < 0 or not np.array_equal(np.unique(person), np.arange(len(people))):
         return "its embeddings do not match its people"
     squared_lengths = np.einsum("nd,nd->n", embeddings, embeddings)
-    if not (np.abs(squared_lengths - 1) < 1e-3).all():
+    if similarity == "cosine" and not (np.abs(squared_lengths - 1) < 1e-3).all():
         return "its embeddings are not of unit length"
+    if not np.isfinite(squared_lengths).all():
+        return "its embeddings are not finite"
     return None
 
 
@@ -144,7 +167,7 @@ def _search_exactly(gallery: Gallery, queries_QD: Embeddings, max_people: int) -
     rows: list[list[tuple[int, float]]] = []
     parts = -(-len(queries_QD) * len(gallery.person_N) * 4 // _MAX_SIMILARITY_BYTES) or 1
     for queries in np.array_split(queries_QD, parts):
-        similarities = queries @ gallery.embeddings_ND.T
+        similarities = gallery.similarity.of_all(queries, gallery.embeddings_ND)
         if len(starts) < similarities.shape[1]:
             similarities = np.maximum.reduceat(similarities, starts, axis=1)
         for similarities_P in similarities:
@@ -157,13 +180,15 @@ def _search_exactly(gallery: Gallery, queries_QD: Embeddings, max_people: int) -
 
 
 def _search_faiss(gallery: Gallery, queries_QD: Embeddings, max_people: int) -> list[list[tuple[int, float]]]:
-    """Search by faiss's flat index, which is exact as well."""
+    """Search by faiss's flat index, which is exact as well; for distances it gives their squares."""
     rows, index = [], gallery.faiss_index
     for query in queries_QD:
         image_count, best = max_people, dict[int, float]()
         while len(best) < max_people:  # several of the nearest images may show one person
             similarities, indices = index.search(query[None], min(image_count, len(gallery.person_N)))
             best = {}
+            if gallery.maker.similarity == "euclidean":
+                similarities = -np.sqrt(similarities)
             for similarity, person in zip(similarities[0].tolist(), gallery.person_N[indices[0]].tolist(), strict=True):
                 best.setdefault(person, similarity)
             image_count *= 4
@@ -171,37 +196,45 @@ def _search_faiss(gallery: Gallery, queries_QD: Embeddings, max_people: int) -> 
     return rows
 
 
-def refuse_other_network(gallery: Gallery, path: Path, network_digest: str, dimension: int) -> None:
-    """Raise CheckpointError if another network made the gallery: embeddings of two networks cannot be compared."""
-    if gallery.network_digest != network_digest:
-        digests = f"{gallery.network_digest[:12]}, this one is {network_digest[:12]}"
-        raise CheckpointError(f"{escape(str(path))}: made by another network ({digests}); enroll the people again")
+def refuse_other_maker(gallery: Gallery, path: Path, maker: GalleryMaker, dimension: int) -> None:
+    """Raise CheckpointError if a gallery was made in another way: its embeddings cannot be compared with these."""
+    name = escape(str(path))
+    if gallery.maker.network != maker.network:
+        digests = f"{gallery.maker.network[:12]}, this one is {maker.network[:12]}"
+        raise CheckpointError(f"{name}: made by another network ({digests}); enroll the people again")
     if gallery.embeddings_ND.shape[1] != dimension:
         sizes = f"{gallery.embeddings_ND.shape[1]} values, the network's have {dimension}"
-        raise CheckpointError(f"{escape(str(path))}: its embeddings have {sizes}; enroll the people again")
+        raise CheckpointError(f"{name}: its embeddings have {sizes}; enroll the people again")
+    if gallery.maker.finder == maker.finder:
+        return
+    if not maker.finder:
+        raise CheckpointError(f"{name}: made from faces that were found in photos; give --find, or enroll again")
+    if not gallery.maker.finder:
+        raise CheckpointError(f"{name}: made from images without looking for faces; give --no-find, or enroll again")
+    raise CheckpointError(f"{name}: made with another face finder; enroll the people again")
 
 
 def add_people(
-    gallery: Gallery | None, network_digest: str, embeddings_by_person: Mapping[str, Embeddings]
+    gallery: Gallery | None, maker: GalleryMaker, embeddings_by_person: Mapping[str, Embeddings]
 ) -> tuple[Gallery, int]:
     """Add embeddings by person to a gallery; returns the new gallery and how many of them were duplicates.
 
     Raises DataError if two people share an image: one of the names must be wrong.
     """
     people = dict(gallery.embeddings_by_person()) if gallery else {}
-    duplicates = 0
+    duplicates, similarity = 0, SIMILARITIES[maker.similarity]
     for name, embeddings in embeddings_by_person.items():
         for other_name, other_embeddings in people.items():
-            if other_name != name and (embeddings @ other_embeddings.T >= _SAME_EMBEDDING).any():
+            if other_name != name and (similarity.of_all(embeddings, other_embeddings) >= similarity.same_image).any():
                 names = f"{escape(other_name)} and {escape(name)}"
                 raise DataError(f"{names} have an image with the same embedding: one of the names is wrong")
         known_embeddings = people.get(name, embeddings[:0])
         for embedding in embeddings:
-            is_new = not (known_embeddings @ embedding >= _SAME_EMBEDDING).any()
+            is_new = not (similarity.of_all(embedding[None], known_embeddings) >= similarity.same_image).any()
             known_embeddings = np.concatenate([known_embeddings, embedding[None]]) if is_new else known_embeddings
             duplicates += not is_new
         people[name] = known_embeddings
-    return build_gallery(network_digest, people), duplicates
+    return build_gallery(maker, people), duplicates
 
 
 def remove_people(gallery: Gallery, names: Sequence[str], *, allow_empty: bool = False) -> Gallery | None:
@@ -217,4 +250,4 @@ def remove_people(gallery: Gallery, names: Sequence[str], *, allow_empty: bool =
         return None
     if not people:
         raise ConfigError("--remove: nobody would be left in the gallery; delete the file instead")
-    return build_gallery(gallery.network_digest, people)
+    return build_gallery(gallery.maker, people)

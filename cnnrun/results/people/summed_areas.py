@@ -46,7 +46,7 @@ class SummedAreas:
 
         def sums_at(rows_NS: Tensor, columns_NS: Tensor) -> Tensor:
             indices = rows_NS[:, :, None] * (self.width + 1) + columns_NS[:, None, :]
-            return torch.index_select(sums_PC, 0, indices.flatten()).view(*indices.shape, -1)
+            return torch.index_select(sums_PC, 0, indices.flatten()).view(*indices.shape, sums_PC.shape[1])
 
         sums = sums_at(bottom_NS, right_NS) - sums_at(top_NS, right_NS)
         sums -= sums_at(bottom_NS, left_NS) - sums_at(top_NS, left_NS)

@@ -7,21 +7,25 @@ from typing import Any
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.data.image_paths import list_images
-from cnnrun.results.people.embeddings import IdentityOptions, embed_images
+from cnnrun.results.people.embeddings import IdentityOptions
 
 
 def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, batch: int = 2) -> dict[str, Any]:
-    """Compare two images and decide whether they show the same person."""
-    trained, matching = options.open_embedding_network()
-    threshold = options.choose_threshold(trained, matching)
-    embeddings, _ = embed_images(trained, list(list_images([first_path, second_path])), batch)
-    if len(embeddings) != 2:
+    """Compare two images, or the faces of two photos, and decide whether they show the same person."""
+    embedder = options.open_embedder()
+    threshold = options.choose_threshold(embedder)
+    images = embedder.embed_images(list(list_images([first_path, second_path])), batch)
+    if len(images) != 2:
         raise ConfigError("verify compares two images; give two files")
-    similarity = float(embeddings[0] @ embeddings[1])
+    measure = embedder.matching.similarity
+    first, second = (image.embedding[None] for image in images)
+    similarity = float(measure.of_pairs(first, second)[0])
+    faces = {"faces": [image.face.to_json() for image in images if image.face]} if embedder.reader else {}
     return {
         "pictures": [str(first_path), str(second_path)],
-        "similarity": similarity,
-        "threshold": threshold.value,
+        measure.name: measure.shown(similarity),
+        "threshold": measure.shown(threshold.value),
         "far": threshold.far,
         "same": similarity >= threshold.value,
+        **faces,
     }

@@ -107,7 +107,7 @@ def open_set_rows(
 
 
 def _open_set_row(
-    strangers: NDArray[np.float32], known: NDArray[np.float32], fpir: float, similarity: Similarity
+    strangers: NDArray[np.float32], known: NDArray[np.float32], fpir: float, similarity: Similarity = COSINE
 ) -> dict[str, Any]:
     """Table row of one FPIR, from the falling similarities of strangers and those of known people (-inf if missed)."""
     accepted = int(len(strangers) * fpir + 1e-9)

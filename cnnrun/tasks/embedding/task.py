@@ -165,7 +165,7 @@ the faces of photos."""
         return Requirements(
             needs_class_batches=self.loss.needs_class_batches,
             has_unseen_classes=True,
-            averages_mirror_images=self.mirror,
+            averages_mirror=self.mirror,
         )
 
     def metrics(self) -> dict[str, Direction]:

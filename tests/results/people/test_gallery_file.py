@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.results.people import gallery_file
-from cnnrun.results.people.gallery_file import Gallery
+from cnnrun.results.people.gallery_file import Gallery, GalleryMaker
 
 MODEL = "0" * 64
+MAKER = GalleryMaker(MODEL)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -25,7 +26,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 def example_gallery(seed: int = 0, people: int = 6, dimension: int = 8) -> Gallery:
     draw = np.random.default_rng(seed)
     return gallery_file.build_gallery(
-        MODEL, {f"person {n}": unit_rows(draw.normal(size=(draw.integers(1, 5), dimension))) for n in range(people)}
+        MAKER, {f"person {n}": unit_rows(draw.normal(size=(draw.integers(1, 5), dimension))) for n in range(people)}
     )
 
 
@@ -60,7 +61,7 @@ def test_a_written_gallery_reads_back_equal(tmp_path):
     gallery = example_gallery()
     gallery_file.write_gallery(tmp_path / "g.safetensors", gallery)
     again = gallery_file.read_gallery(tmp_path / "g.safetensors")
-    assert (again.network_digest, again.people) == (gallery.network_digest, gallery.people)
+    assert (again.maker.network, again.people) == (gallery.network_digest, gallery.people)
     np.testing.assert_array_equal(again.embeddings_ND, gallery.embeddings_ND)
     np.testing.assert_array_equal(again.person_N, gallery.person_N)
 
@@ -68,14 +69,14 @@ def test_a_written_gallery_reads_back_equal(tmp_path):
 def test_people_are_added_and_removed():
     gallery = example_gallery()
     more = unit_rows(np.random.default_rng(5).normal(size=(2, 8)))
-    both, again = gallery_file.add_people(gallery, MODEL, {"person 0": more[:1], "new": more[1:]})
+    both, again = gallery_file.add_people(gallery, MAKER, {"person 0": more[:1], "new": more[1:]})
     assert again == 0
     assert both.image_counts()["person 0"] == gallery.image_counts()["person 0"] + 1
     assert both.image_counts()["new"] == 1
-    same, again = gallery_file.add_people(both, MODEL, {"new": more[1:] * np.float32(1 + 1e-7)})
+    same, again = gallery_file.add_people(both, MAKER, {"new": more[1:] * np.float32(1 + 1e-7)})
     assert (same.image_counts(), again) == (both.image_counts(), 1)
     with pytest.raises(DataError, match="person 0 and new have an image with the same embedding"):
-        gallery_file.add_people(both, MODEL, {"new": more[:1]})
+        gallery_file.add_people(both, MAKER, {"new": more[:1]})
     left = gallery_file.remove_people(both, ["new", "person 3"])
     assert set(left.people) == set(gallery.people) - {"person 3"}
     np.testing.assert_array_equal(left.embeddings_by_person()["person 1"], gallery.embeddings_by_person()["person 1"])
@@ -185,7 +186,7 @@ def test_dtypes_unknown_to_numpy_are_refused(kind, tmp_path, run_cli):
 
 def test_embeddings_of_another_size_are_refused():
     with pytest.raises(CheckpointError, match="its embeddings have 8 values"):
-        gallery_file.refuse_other_network(example_gallery(), Path("g.safetensors"), MODEL, 16)
+        gallery_file.refuse_other_maker(example_gallery(), Path("g.safetensors"), MAKER, 16)
 
 
 def test_a_pickle_is_not_a_gallery(tmp_path, run_cli):

@@ -1,0 +1,98 @@
+"""Alignment of faces: a similarity transform (scale, rotation, shift) brings the landmarks to fixed places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun.base.errors import ConfigError
+from cnnrun.contracts.layer import HeightWidth
+from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.results.people.face_finder import LANDMARKS
+
+# The eyes in the images of 150 x 150 pixels that dlib's face network learned from.
+_TEMPLATE_SIDE = 150
+_TEMPLATE = {"left_eye": (47.7, 47.1), "right_eye": (100.3, 47.1)}
+_OUTSIDE = (128, 128, 128)  # colour of what lies outside of the photo
+
+
+@dataclass(frozen=True)
+class FaceTemplate:
+    """Positions (x, y) of landmarks in an aligned face, in pixels, and the face's size."""
+
+    landmarks: Mapping[str, Sequence[float]]
+    size: HeightWidth
+
+    @classmethod
+    def of_network(cls, trained: TrainedNetwork) -> FaceTemplate:
+        """Template of a network's task. Raises ConfigError if the task has none."""
+        matching, (_, height, width) = trained.task.matching, trained.facts.image_shape
+        if matching is None or not matching.landmarks:
+            raise ConfigError("this network does not say where a face's landmarks are (task.verify.landmarks)")
+        return cls(matching.landmarks, (height, width))
+
+    @classmethod
+    def default(cls, side: int) -> FaceTemplate:
+        """Template of dlib's face network, for square images of another size."""
+        factor = side / _TEMPLATE_SIDE
+        return cls({name: (x * factor, y * factor) for name, (x, y) in _TEMPLATE.items()}, (side, side))
+
+
+@dataclass(frozen=True)
+class AlignedFace:
+    """A face cut out of its photo, upright RGB pixels, and how many pixels it has for one of the photo."""
+
+    pixels_HWC: NDArray[np.uint8]
+    enlargement: float
+
+
+def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemplate) -> AlignedFace:
+    """Cut a face out of a Pillow image. Landmarks are in the order of `LANDMARKS`; those of the template are used."""
+    from PIL import Image as Pil
+
+    indices = [LANDMARKS.index(name) for name in template.landmarks]
+    target = np.array(list(template.landmarks.values()), np.float64)
+    scale_and_turn, shift = fit_similarity(landmarks_52[indices].astype(np.float64), target)
+    enlargement = float(np.hypot(*scale_and_turn[0]))
+    # A transform that shrinks would skip pixels, so the photo is reduced to about twice the face's size before.
+    reduction = max(1, int(0.5 / enlargement))
+    inverse = np.linalg.inv(scale_and_turn)
+    left, top, right, bottom = _bounding_box(inverse, shift, template.size, photo.size)
+    part = photo.crop((left, top, right, bottom)).reduce(reduction)
+    offset = -inverse @ shift - (left, top)
+    to_part = np.column_stack([inverse, offset]) / reduction
+    height, width = template.size
+    face = part.transform((width, height), Pil.Transform.AFFINE, to_part.ravel(), Pil.Resampling.BILINEAR, 1, _OUTSIDE)
+    return AlignedFace(np.asarray(face, np.uint8), enlargement)
+
+
+def fit_similarity(
+    source_K2: NDArray[np.float64], target_K2: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fit the matrix [2, 2] and shift [2] of the similarity transform that is nearest in least squares.
+
+    The transform maps a point p to matrix @ p + shift (Umeyama 1991, without reflections).
+    """
+    source, target = source_K2 - source_K2.mean(0), target_K2 - target_K2.mean(0)
+    # As complex numbers, scale and rotation are one factor.
+    source_K, target_K = source @ (1, 1j), target @ (1, 1j)
+    factor = np.vdot(source_K, target_K) / np.vdot(source_K, source_K).real
+    matrix = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
+    return matrix, target_K2.mean(0) - matrix @ source_K2.mean(0)
+
+
+def _bounding_box(
+    inverse: NDArray[Any], shift: NDArray[Any], size: HeightWidth, photo_size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Part of the photo (left, top, right, bottom) that a face covers, with a border of two pixels of the face."""
+    height, width = size
+    corners = np.array([(x, y) for x in (-2, width + 2) for y in (-2, height + 2)]) - shift
+    in_photo = corners @ inverse.T
+    left, top = np.floor(in_photo.min(0)).astype(int)
+    right, bottom = np.ceil(in_photo.max(0)).astype(int)
+    left, top = min(max(0, left), photo_size[0] - 1), min(max(0, top), photo_size[1] - 1)
+    return left, top, max(left + 1, min(photo_size[0], right)), max(top + 1, min(photo_size[1], bottom))

@@ -1,0 +1,134 @@
+"""`cnnrun faces`: the faces of photos, aligned, in a file each, with a table of what was found."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnrun.base.atomic_files import is_own_file, make_folder, write_text
+from cnnrun.base.errors import ConfigError, DataError, escape, escape_cell
+from cnnrun.contracts.prediction import CaptionedBox, Overlay, Prediction
+from cnnrun.data.image_paths import list_images
+from cnnrun.data.image_settings import ImageSettings
+from cnnrun.experiment.open_run import open_network
+from cnnrun.explain.figures.contact_sheet import write_png
+from cnnrun.results.people.alignment import FaceTemplate
+from cnnrun.results.people.face_finder import LANDMARKS
+from cnnrun.results.people.face_photos import FaceReader, PhotoFace, PhotoSettings, open_finder
+from cnnrun.results.predict import PredictedFile, overlay_drawer
+
+TABLE = "faces.csv"
+_GENERATOR = "cnnrun faces"  # written into the PNG files, which marks them as ours
+
+
+@dataclass(frozen=True)
+class FacesInPhoto(Prediction):
+    """The faces of a photo, and the file that each was written to."""
+
+    faces: Sequence[PhotoFace]
+    files: Sequence[Path]
+
+    def to_json(self) -> dict[str, Any]:
+        pairs = zip(self.files, self.faces, strict=True)
+        return {"faces": [{"file": str(file)} | face.to_json() for file, face in pairs]}
+
+    def to_text(self) -> str:
+        if not self.faces:
+            return "no face found"
+        texts = [f"{file.name} ({face.problem or f'score {face.score:.3f}'})" for file, face in self._pairs()]
+        return "  ".join(texts)
+
+    def csv_columns(self) -> list[str]:
+        points = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+        return ["file", "x1", "y1", "x2", "y2", "score", *points, "problem"]
+
+    def csv_rows(self) -> list[list[Any]]:
+        rows = []
+        for file, face in self._pairs():
+            sides = [round(side, 1) for side in (*face.box, *(side for point in face.landmarks for side in point))]
+            rows.append([str(file), *sides[:4], face.score, *sides[4:], face.problem])
+        return rows or [[]]
+
+    def overlay(self) -> Overlay:
+        return Overlay([CaptionedBox(face.box, face.problem.split(" (")[0], 0) for face in self.faces])
+
+    def _pairs(self) -> Iterator[tuple[Path, PhotoFace]]:
+        return zip(self.files, self.faces, strict=True)
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """Options of `cnnrun faces`: the network to align for, or a size; the finder's file; changes of the photos."""
+
+    run: Path | None
+    runs: Path
+    device: torch.device
+    size: int
+    finder: Path | None
+    photos: PhotoSettings
+
+    def open_reader(self) -> FaceReader:
+        """Open the face finder with the template of the network, or with dlib's in the given size."""
+        finder = open_finder(self.finder, self.run, self.device)
+        if self.run is None:
+            return FaceReader(finder, FaceTemplate.default(self.size), ImageSettings(), self.photos)
+        trained = open_network(self.run, self.runs, self.device)
+        return FaceReader(finder, FaceTemplate.of_network(trained), trained.image, self.photos)
+
+
+def cut_faces(
+    reader: FaceReader, paths: Sequence[Path], out: Path, draw_folder: Path | None
+) -> Iterator[PredictedFile]:
+    """Write the aligned faces of photos into `out`, in the photos' own subfolders, and a table of them.
+
+    Raises ConfigError if `out` holds images that cnnrun did not write. Yields each photo with its faces.
+    """
+    photos = [(path, root) for root in paths for path in list_images([root])]
+    prepare_folder(out)
+    draw = overlay_drawer(draw_folder, reader.image)
+    names, table = set[Path](), io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["photo", *FacesInPhoto((), ()).csv_columns()])
+    for path, root in photos:
+        try:
+            faces = reader.read_faces(path)
+        except DataError as error:
+            yield PredictedFile(path, None, str(error))
+            continue
+        subfolder = path.parent.relative_to(root) if root.is_dir() else Path()
+        files = [_choose_name(out / subfolder, path.stem, names) for _ in faces]
+        for file, face in zip(files, faces, strict=True):
+            make_folder(file.parent)
+            write_png(file, face.pixels_HWC, _GENERATOR)
+        predicted = PredictedFile(path, FacesInPhoto(faces, files))
+        draw(predicted)
+        for row in FacesInPhoto(faces, [file.relative_to(out) for file in files]).csv_rows():
+            writer.writerow([escape_cell(cell) if isinstance(cell, str) else cell for cell in (str(path), *row)])
+        yield predicted
+    write_text(out / TABLE, table.getvalue())
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder. Raises ConfigError if it is a file, or holds images that cnnrun did not write."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {escape(str(out))}: is a file; give a folder")
+    make_folder(out)
+    for path in out.rglob("*.png"):
+        if not is_own_file(path, _GENERATOR.encode()):
+            raise ConfigError(f"--out {escape(str(out))}: holds PNG files that cnnrun did not write; choose another")
+
+
+def _choose_name(folder: Path, stem: str, names: set[Path]) -> Path:
+    """A path for a face that no other face of this command has: `stem.png`, then `stem-2.png`, and so on."""
+    path, copy = folder / f"{stem}.png", 1
+    while path in names:
+        copy += 1
+        path = folder / f"{stem}-{copy}.png"
+    names.add(path)
+    return path

@@ -1,0 +1,160 @@
+"""Photos with any number of people: their faces are found, aligned, and judged by size and sharpness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun.base.counts import format_count
+from cnnrun.base.errors import ConfigError, DataError, escape
+from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
+from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
+from cnnrun.results.people.alignment import AlignedFace, FaceTemplate, align_face
+from cnnrun.results.people.face_finder import LANDMARKS, FaceFinder
+from cnnrun.results.people.face_finder_file import read_finder_file
+
+FINDER_NAME = "face-finder.safetensors"
+_FINDER_FOLDER = Path("data/face-models")  # where scripts/get_data puts it
+_BORDER_GREY = (128, 128, 128)
+_MAX_ENLARGEMENT = 4.0  # of a face by its alignment; with fewer pixels people cannot be told apart
+# Blurred to this sharpness, a face of dlib's network moves by about 0.4, where the threshold of a match is 0.6.
+_MIN_SHARPNESS = 0.045
+
+
+@dataclass(frozen=True)
+class PhotoFace:
+    """A face in a photo: its box (x1, y1, x2, y2) and landmarks (x, y) in pixels of the photo, and its aligned pixels.
+
+    `problem` says why the person cannot be recognised; it is empty for a good face.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: Sequence[tuple[float, float]]
+    score: float
+    pixels_HWC: NDArray[np.uint8]
+    problem: str
+
+    @property
+    def area(self) -> float:
+        """Area of the box in square pixels."""
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known of the face, without its pixels, as plain data for JSON."""
+        landmarks = {
+            name: [round(side, 1) for side in point] for name, point in zip(LANDMARKS, self.landmarks, strict=True)
+        }
+        problem = {"problem": self.problem} if self.problem else {}
+        return {"box": [round(side, 1) for side in self.box], "score": self.score, "landmarks": landmarks, **problem}
+
+
+@dataclass(frozen=True)
+class PhotoSettings:
+    """Changes of photos before their faces are looked for, for photos that show little more than a face.
+
+    They are made `enlarge` times as large, with a border of the fraction `margin` of each side. With `largest`, only
+    the largest face of each photo is kept. Faces smaller than `min_face_px` are not looked for.
+    """
+
+    enlarge: int = 1
+    margin: float = 0.0
+    largest: bool = False
+    min_face_px: int = 20
+
+
+@dataclass(frozen=True)
+class FaceReader:
+    """Reader of the faces in photos, aligned to a template."""
+
+    finder: FaceFinder
+    template: FaceTemplate
+    image: ImageSettings
+    settings: PhotoSettings = PhotoSettings()
+
+    def read_faces(self, path: Path) -> list[PhotoFace]:
+        """Find the faces in a photo, by falling score. Raises DataError if the file cannot be read."""
+        with image_errors(str(path)):
+            photo = decode_image(read_image_bytes(path), 3, self.image).pillow_image
+            prepared, border_px = self._prepare(photo)
+        found = self.finder.find(np.asarray(prepared), self.settings.min_face_px)
+        faces = []
+        for box_4, score, landmarks_52 in zip(found.boxes_N4, found.scores_N, found.landmarks_N52, strict=True):
+            aligned = align_face(prepared, landmarks_52, self.template)
+            corners_22, points_52 = (
+                self._in_photo(points, border_px) for points in (box_4.reshape(2, 2), landmarks_52)
+            )
+            (x1, y1), (x2, y2) = corners_22
+            faces.append(
+                PhotoFace((x1, y1, x2, y2), points_52, float(score), aligned.pixels_HWC, describe_problem(aligned))
+            )
+        return [max(faces, key=lambda face: face.area)] if self.settings.largest and faces else faces
+
+    def _prepare(self, photo: Any) -> tuple[Any, tuple[int, int]]:
+        """Enlarge a photo and add its border; returns it with the border's width and height in pixels."""
+        from PIL import Image as Pil
+
+        width, height = (side * self.settings.enlarge for side in photo.size)
+        left, top = round(width * self.settings.margin), round(height * self.settings.margin)
+        if (width + 2 * left) * (height + 2 * top) > MAX_PIXELS:
+            raise ImageRefusedError(f"more than {MAX_PIXELS:,} pixels once it is enlarged and has its margin")
+        enlarged = photo.resize((width, height), Pil.Resampling.BICUBIC) if self.settings.enlarge > 1 else photo
+        if not (left or top):
+            return enlarged, (0, 0)
+        bordered = Pil.new("RGB", (width + 2 * left, height + 2 * top), _BORDER_GREY)
+        bordered.paste(enlarged, (left, top))
+        return bordered, (left, top)
+
+    def _in_photo(self, points_N2: NDArray[np.float32], border_px: tuple[int, int]) -> list[tuple[float, float]]:
+        """Convert points of the prepared photo to points of the photo itself."""
+        moved = (points_N2.astype(np.float64) - border_px) / self.settings.enlarge
+        return [(float(x), float(y)) for x, y in moved]
+
+
+def describe_problem(face: AlignedFace) -> str:
+    """Reason that the person in a face cannot be recognised; empty for a good face."""
+    if face.enlargement > _MAX_ENLARGEMENT:
+        return f"too small (it would be enlarged {face.enlargement:.1f} times, at most {_MAX_ENLARGEMENT:g})"
+    if (sharpness := measure_sharpness(face.pixels_HWC)) < _MIN_SHARPNESS:
+        return f"too blurred (sharpness {sharpness:.3f}, at least {_MIN_SHARPNESS:g})"
+    return ""
+
+
+def measure_sharpness(pixels_HWC: NDArray[np.uint8]) -> float:
+    """Standard deviation of the grey image's Laplacian, divided by that of the grey image."""
+    grey = pixels_HWC.mean(2)
+    inner = grey[1:-1, 1:-1]
+    laplacian = grey[1:-1, 2:] + grey[1:-1, :-2] + grey[2:, 1:-1] + grey[:-2, 1:-1] - 4 * inner
+    return float(laplacian.std() / max(inner.std(), 1.0))
+
+
+def choose_single_face(path: Path, faces: Sequence[PhotoFace]) -> PhotoFace:
+    """Choose the one face of a photo that can be recognised. Raises DataError if there is none, or more than one."""
+    good = [face for face in faces if not face.problem]
+    if len(good) == 1:
+        return good[0]
+    name = escape(str(path))
+    if len(good) > 1:
+        raise DataError(f"{name}: {format_count(len(good), 'face')}, but one is expected; cut the person out")
+    if not faces:
+        raise DataError(f"{name}: no face found")
+    raise DataError(f"{name}: its face is {faces[0].problem}")
+
+
+def open_finder(path: Path | None, run: Path | None, device: torch.device) -> FaceFinder:
+    """Open the face finder at `path`; by default the one beside `run`, a weights file, or in data/face-models.
+
+    Raises ConfigError if there is none, and CheckpointError if the file is not one.
+    """
+    folders = [run.parent] if run and run.suffix == ".safetensors" else []
+    candidates = [path] if path else [folder / FINDER_NAME for folder in (*folders, _FINDER_FOLDER)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        places = " or ".join(escape(str(candidate)) for candidate in candidates)
+        raise ConfigError(f"no face finder at {places}; `scripts/get_data face-models` fetches one, or give --finder")
+    return read_finder_file(found, device)
