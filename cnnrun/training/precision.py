@@ -16,10 +16,9 @@ from cnnrun.data.cache import user_cache_folder
 from cnnrun.model.network import Network, materialize
 from cnnrun.training.dtypes import Precision, has_bfloat16
 from cnnrun.training.frozen_layers import set_training_mode
-from cnnrun.training.step_time import StepSize, measure_seconds_per_image
+from cnnrun.training.step_time import StepSize, measure_seconds_per_image, thread_speedup
 
 _MIN_SPEEDUP = 1.15  # smaller gains are not worth the coarser numbers
-_SERIAL_SHARE = 0.1  # of a step: it does not get faster with more threads
 _SPEEDUPS_FILE = "precisions.json"  # speedups by network, in the user's cache folder
 _MAX_FILE_BYTES, _MAX_SPEEDUPS = 1 << 20, 1000
 _SPEEDUPS = TypeAdapter(dict[str, float])
@@ -58,11 +57,11 @@ def estimate_images_per_second(network: Network, step: StepSize) -> float:
 
     It is measured in processor time, so other programs hardly change it. `network` must have memory.
     """
-    (seconds,) = measure_seconds_per_image(network, step, ("float32",))
-    if has_bfloat16(step.device) and (speedup := _measure_speedup(network, step)) >= _MIN_SPEEDUP:
-        seconds /= speedup
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if has_bfloat16(step.device) else ("float32",)
+    float32_seconds, *others = measure_seconds_per_image(network, step, precisions)
+    chosen = [seconds for seconds in others if float32_seconds / seconds >= _MIN_SPEEDUP]
     threads = torch.get_num_threads() if step.device.type == "cpu" else 1
-    return threads / (1 + _SERIAL_SHARE * (threads - 1)) / seconds  # Amdahl's law
+    return thread_speedup(threads) / min([float32_seconds, *chosen])
 
 
 def _measure_speedup(network: Network, step: StepSize) -> float:

@@ -15,7 +15,7 @@ from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.experiment.open_run import measure_run
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import precision
-from cnnrun.training.precision import choose_precision
+from cnnrun.training.precision import choose_precision, estimate_images_per_second
 from cnnrun.training.step_time import StepSize
 from tests.support.configs import LINKED, TINY, tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
@@ -127,6 +127,21 @@ def test_the_measurement_is_a_ratio_of_times_and_restores_the_threads():
     speedup = precision._measure_speedup(network, StepSize(64, (1, 8, 8), CPU))
     assert 0.05 < speedup < 20
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("bfloat16_seconds", "expected"), [(0.01, 100), (0.019, 50)])
+def test_the_estimate_of_init_measures_each_precision_once(monkeypatch, bfloat16_seconds, expected):
+    calls = []
+
+    def measure(network, step, precisions):
+        calls.append(precisions)
+        return [0.02, bfloat16_seconds]
+
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "measure_seconds_per_image", measure)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert estimate_images_per_second(network_of(), StepSize(64, (1, 8, 8), CPU)) == pytest.approx(expected)
+    assert calls == [("float32", "bfloat16")]
 
 
 @pytest.mark.parametrize(
