@@ -22,7 +22,7 @@ _SERIAL_SHARE = 0.1  # of a step: it does not get faster with more threads
 
 @dataclass(frozen=True)
 class StepSize:
-    """A training step's input: images of `shape` per micro-batch, and the device that computes it."""
+    """A training step's input: images per micro-batch, the shape of each or of its features, and the device."""
 
     images: int
     shape: Shape
@@ -67,7 +67,8 @@ def one_thread() -> Iterator[None]:
 
 def _images(count: int, step: StepSize) -> Tensor:
     values = torch.arange(count * math.prod(step.shape)).remainder_(256).float()
-    return values.view(count, *step.shape).to(step.device).contiguous(memory_format=torch.channels_last)
+    images = values.view(count, *step.shape).to(step.device)
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
 def _time_step(network: nn.Module, images: Tensor, device: torch.device, precision: Precision) -> float:

@@ -13,8 +13,9 @@ from cnnrun.data.cache import user_cache_folder
 from cnnrun.experiment import assemble
 from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.experiment.open_run import measure_run
+from cnnrun.experiment.preparation import prepare_training
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import precision
+from cnnrun.training import precision, step_time
 from cnnrun.training.precision import choose_precision, estimate_images_per_second
 from cnnrun.training.step_time import StepSize
 from tests.support.configs import LINKED, TINY, tiny_experiment
@@ -35,9 +36,11 @@ def measured(monkeypatch, tmp_path):
 
     class Measured:
         speedup, count = 2.0, 0
+        network, step = None, None
 
         def measure(self, network, step):
             self.count += 1
+            self.network, self.step = network, step
             return self.speedup
 
     measured = Measured()
@@ -84,6 +87,28 @@ def test_a_network_is_measured_once_on_a_machine(measured):
     ):
         assert choose_precision(*other) == "float32"
     assert measured.count == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layers", "shape"),
+    [
+        (["train.freeze=conv1"], ["max_pool1", "flatten1", "dropout1", "linear1"], (4, 8, 8)),
+        (["train.freeze=flatten1"], ["dropout1", "linear1"], (64,)),
+        (["train.freeze=conv1", "data.augment.shift=0.1"], None, (1, 8, 8)),
+        (["train.freeze=conv1", "data.memory_gib=0.001"], None, (1, 8, 8)),
+        ([], None, (1, 8, 8)),
+    ],
+    ids=["features", "flat features", "augmented", "more than memory", "all layers learn"],
+)
+def test_what_the_training_computes_in_each_step_is_measured(measured, overrides, layers, shape):
+    experiment = tiny_experiment(*overrides)
+    prepare_training(experiment, None, CPU)
+    names = [name for name, _ in measured.network.layers.named_children()]
+    assert names == (layers or ["conv1", "max_pool1", "flatten1", "dropout1", "linear1"])
+    assert measured.step.shape == shape
+    assert measured.network.layers.linear1.training
+    seconds = step_time.measure_seconds_per_image(measured.network, measured.step, ("float32",))
+    assert seconds[0] > 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": "b"}', b"[1]", b"\xff"])
@@ -170,8 +195,6 @@ def test_every_rank_takes_the_first_ranks_choice(tmp_path, measured):
 
         def broadcast(self, compute):
             return "float32"
-
-    from cnnrun.experiment.preparation import prepare_training
 
     prepared = prepare_training(tiny_experiment(), None, CPU, Second())
     assert prepared.experiment.train.precision == "float32"
