@@ -122,8 +122,9 @@ def closed(seeds: range, runs: Path, words: list[str]) -> None:
         last = trained.run / "checkpoints" / "latest"
         options = identity.IdentityOptions(last, runs, CPU, threshold=-1.0)
         identity.enroll_people(options, folder / "train", path, False, [], 64)
-        rows = list(identity.identify_people(options, [folder / "test"], path, 1, "exact", 64))
-        right = sum(row["person"] == Path(row["path"]).parent.name for row in rows)
+        search = identity.GallerySearch(1, "exact")
+        rows = list(identity.identify_people(options, [folder / "test"], path, search, 64))
+        right = sum(row.to_json()["person"] == row.path.parent.name for row in rows)
         rates.append(right / len(rows))
         times.append(seconds)
         print(f"division {seed}: {right} of {len(rows)} right, {seconds:.0f} s of training", flush=True)
