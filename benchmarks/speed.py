@@ -22,6 +22,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -234,7 +235,7 @@ def main() -> None:
         print(f"not installed, so left out: {', '.join(sorted(missing))}")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        results: dict[str, object] = {}
+        results: dict[str, Any] = {}
         if args.only in (None, "start"):
             results["start"] = start_up(args, work)
             show("seconds, ratio to import torch", results["start"], "import torch")

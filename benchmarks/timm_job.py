@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 
 import torch
 from timm.data import ImageDataset, create_loader
@@ -62,10 +63,10 @@ def main() -> None:
     baselines, net, epochs, folder = sys.argv[1:5]
     workers = int(sys.argv[5]) if len(sys.argv) > 5 else 2
     sys.path.insert(0, baselines)
-    from nets import NETS
+    build_network = import_module("nets").NETS[net]
 
     torch.manual_seed(0)
-    network = NETS[net]()
+    network = build_network()
     train = make_loader(f"{folder}/train", 128, workers, True)
     val = make_loader(f"{folder}/val", 256, workers, False)
     optimizer = create_optimizer_v2(network, opt="sgd", lr=0.05, momentum=0.9, weight_decay=0.0)

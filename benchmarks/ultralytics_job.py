@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from importlib import import_module
 
 from torch import Tensor, nn
 
@@ -37,11 +38,11 @@ class Model(ClassificationModel):
 def main() -> None:
     baselines, net, epochs, folder = sys.argv[1:5]
     sys.path.insert(0, baselines)
-    from nets import NETS
+    build_network = import_module("nets").NETS[net]
 
     class Trainer(ClassificationTrainer):
         def get_model(self, *_: object, **__: object) -> nn.Module:
-            return Model(NETS[net](), self.data["nc"])
+            return Model(build_network(), self.data["nc"])
 
     start, count = 0.0, 0
 
