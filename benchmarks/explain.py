@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 TIMES = 5
 
 
-def print_medians(sides: dict[str, object]) -> None:
+def print_medians(sides: dict[str, Callable[[], object]]) -> None:
     """Print each side's median seconds over interleaved repetitions, and its ratio to the first side by pairs."""
     seconds = {name: [] for name in sides}
     for repetition in range(TIMES + 1):

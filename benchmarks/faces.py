@@ -23,8 +23,8 @@ from cnnrun.data.dataset import Examples
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.results.people.embeddings import IdentityOptions
 from cnnrun.results.people.enrolment import enroll_people
-from cnnrun.results.people.gallery_file import Gallery, build_gallery
-from cnnrun.results.people.identification import GallerySearch, identify_people
+from cnnrun.results.people.gallery_file import Gallery, GalleryMaker, build_gallery
+from cnnrun.results.people.identification import GallerySearch, IdentifyRequest, identify_people
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.embedding.pair_metrics import RankedPairs, all_pairs, bootstrap_over_people
 from cnnrun.tasks.intervals import bootstrap_interval
@@ -124,8 +124,8 @@ def closed(seeds: range, runs: Path, words: list[str]) -> None:
         last = trained.run / "checkpoints" / "latest"
         options = IdentityOptions(last, runs, CPU, threshold=-1.0)
         enroll_people(options, folder / "train", path, False, [], 64)
-        rows = list(identify_people(options, [folder / "test"], path, GallerySearch(1, "exact"), 64))
-        right = sum(row.prediction.person == row.path.parent.name for row in rows)
+        rows = list(identify_people(options, IdentifyRequest([folder / "test"], path, GallerySearch(1, "exact")), 64))
+        right = sum(row.to_json()["person"] == row.path.parent.name for row in rows)
         rates.append(right / len(rows))
         times.append(seconds)
         print(f"division {seed}: {right} of {len(rows)} right, {seconds:.0f} s of training", flush=True)
@@ -136,10 +136,10 @@ def closed(seeds: range, runs: Path, words: list[str]) -> None:
 def queries(counts: list[int], dimension: int, rounds: int) -> None:
     draw = np.random.default_rng(0)
     for count in counts:
-        gallery = build_gallery("0" * 64, {"all": unit(draw.normal(size=(count, dimension)))})
+        gallery = build_gallery(GalleryMaker("0" * 64), {"all": unit(draw.normal(size=(count, dimension)))})
         people = np.sort(draw.integers(0, count // 5, count))
         names, person = np.unique(people, return_inverse=True)
-        gallery = Gallery("0" * 64, tuple(map(str, names)), gallery.embeddings_ND, person)
+        gallery = Gallery(gallery.maker, tuple(map(str, names)), gallery.embeddings_ND, person)
         for search in ("exact", "faiss"):
             times = []
             for _ in range(rounds):

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from photo_files import write_photos
 
 CONFIG = """
 name: photos
@@ -48,27 +48,6 @@ for images, labels in torch.utils.data.DataLoader(photos, 32, shuffle=True, num_
 """
 
 
-def write_photos(folder: Path, count: int) -> None:
-    """Write JPEGs of 4000 x 3000 in two classes: parts of a scene with details of all sizes, and noise."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    scene = np.full((3400, 4400, 3), 128, np.float32)
-    for octave in range(1, 10):
-        coarse = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32)
-        for c in range(3):
-            layer = Image.fromarray(coarse[..., c]).resize((4400, 3400), Image.Resampling.BICUBIC)
-            scene[..., c] += 60 * 0.6**octave * np.asarray(layer)
-    noise = rng.normal(0, 5, (3400, 4400, 1)).astype(np.float32)
-    for number in range(count):
-        top, left = rng.integers(0, 400), rng.integers(0, 400)
-        shift_y, shift_x = rng.integers(0, 400), rng.integers(0, 400)
-        photo = scene[top : top + 3000, left : left + 4000] + noise[shift_y : shift_y + 3000, shift_x : shift_x + 4000]
-        path = folder / "ab"[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(path, quality=90)
-
-
 def run(command: list[str], tree: Path, cwd: Path) -> tuple[float, float]:
     """Run a command; returns wall seconds and peak resident MiB."""
     start = time.perf_counter()
@@ -91,7 +70,7 @@ def main() -> None:
     here = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        write_photos(work / "photos", args.photos)
+        write_photos(work / "photos", args.photos, (3000, 4000), (3400, 4400))
         (work / "c.yaml").write_text(CONFIG.format(folder=work / "photos", cache=work / "cache"))
         train = [sys.executable, "-m", "cnnrun", "train", "c.yaml", "--runs", str(work / "runs")]
         sides = {

@@ -8,45 +8,24 @@ The metric is that of test. The interval is Student's for the mean of the paired
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from config_runs import measure, parse_arguments
 from scipy import stats
 
 PRECISIONS = ("float32", "bfloat16")
 
 
-def measure(config: str, metric: str, settings: list[str], runs: Path) -> tuple[float, float]:
-    """Train and evaluate; returns the metric on test and the seconds of the training."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    cnnrun = [sys.executable, "-m", "cnnrun"]
-    start = time.perf_counter()
-    train = [*cnnrun, "train", config, *settings, "--runs", str(runs)]
-    subprocess.run(train, check=True, capture_output=True, env=environment)
-    seconds = time.perf_counter() - start
-    evaluate = [*cnnrun, "eval", "--runs", str(runs), "--json"]
-    done = subprocess.run(evaluate, check=True, capture_output=True, env=environment)
-    return json.loads(done.stdout)["numbers"][metric], seconds
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--metric", default="accuracy")
-    args = parser.parse_intermixed_args()
+    args = parse_arguments(__doc__, seeds=5)
     print(f"{args.config}: {args.metric}, torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds")
-    differences, times = [], {precision: [] for precision in PRECISIONS}
+    differences: list[float] = []
+    times: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(PRECISIONS)) as pool:
         for seed in range(args.seeds):
             tasks = {
@@ -56,6 +35,7 @@ def main() -> None:
                     args.metric,
                     [f"seed={seed}", f"train.precision={precision}", *args.overrides],
                     Path(folder) / f"{precision}-{seed}",
+                    {"OMP_NUM_THREADS": "1"},
                 )
                 for precision in PRECISIONS
             }

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from photo_files import write_photos
 
 CONFIG = """
 name: photos
@@ -73,29 +74,12 @@ print(json.dumps({"images_per_second": len(paths) / seconds, "answers": answers}
 """
 
 
-def write_photos(folder: Path, count: int) -> None:
-    """Write JPEGs of 500 x 375 in two classes: crops of details of all sizes, no two equal."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    scene = np.full((1500, 2000, 3), 128.0)
-    for octave in range(1, 10):
-        coarse = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32)
-        layers = [Image.fromarray(coarse[..., c]).resize((2000, 1500), Image.Resampling.BICUBIC) for c in range(3)]
-        scene += 60 * 0.6**octave * np.stack([np.asarray(layer) for layer in layers], 2)
-    for number in range(count):
-        top, left = rng.integers(0, 1500 - 375), rng.integers(0, 2000 - 500)
-        photo = scene[top : top + 375, left : left + 500] + rng.normal(0, 5, (375, 500, 3))
-        path = folder / "ab"[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(path, quality=90)
-
-
-def run_side(tree: Path, script: str, arguments: list[str]) -> dict:
+def run_side(tree: Path, script: str, arguments: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-c", script, *arguments]  # `-c` looks into the working directory first
     environment = os.environ | {"PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def main() -> None:
@@ -107,8 +91,8 @@ def main() -> None:
     here = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        write_photos(work / "few", 40)
-        write_photos(work / "photos", args.photos)
+        write_photos(work / "few", 40, (375, 500), (1500, 2000))
+        write_photos(work / "photos", args.photos, (375, 500), (1500, 2000))
         (work / "c.yaml").write_text(CONFIG.format(folder=work / "few"))
         train = [sys.executable, "-m", "cnnrun", "train", "c.yaml", "--runs", str(work / "runs")]
         subprocess.run(train, cwd=work, env=os.environ | {"PYTHONPATH": str(here)}, check=True, capture_output=True)

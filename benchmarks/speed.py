@@ -3,8 +3,9 @@
     python benchmarks/speed.py --baselines ../shared/bench --idx data/fashion-mnist [--rounds 3] [--json FILE]
 
 `--baselines` holds plain.py (the tutorial loop over an image folder), lightning_job.py and limit.py (the bare ceiling:
-forward, backward, step on tensors in memory). Every round runs all sides of a network one after the other; medians
-over the rounds are printed with ratios. `--skip SIDE` leaves a side out. `--only busy` measures the training while N
+forward, backward, step on tensors in memory). The peers Lightning and timm run where they are installed,
+the others are named. Every round runs all sides of a network one after the other; medians over the rounds
+are printed with ratios. `--skip SIDE` leaves a side out. `--only busy` measures the training while N
 (`--beside`) other processes compute in two threads each, for some lengths of OpenMP's spinning.
 """
 
@@ -19,14 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cnnrun.data.sources.idx import Idx
 
 NETS = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}  # training images, for epochs of some seconds on 2 cores
-NETS_DIR = Path(__file__).parent / "nets"
+HERE = Path(__file__).resolve().parent
+NETS_DIR = HERE / "nets"
+PEERS = {"Lightning": "pytorch_lightning", "timm": "timm"}  # name -> package
 CHECK = """
 import sys
 from cnnrun.commands.app import main
@@ -98,6 +103,10 @@ def last_speed(out: str, pattern: str) -> float:
     return float(re.findall(pattern, out)[-1].replace(",", ""))
 
 
+def installed_peers() -> list[str]:
+    return [name for name, package in PEERS.items() if find_spec(package)]
+
+
 def sides(net: str, folder: Path, baselines: Path, work: Path) -> dict[str, tuple[list[str], str]]:
     """Return name -> (command, pattern of its images/s)."""
     python = sys.executable
@@ -105,11 +114,21 @@ def sides(net: str, folder: Path, baselines: Path, work: Path) -> dict[str, tupl
     limit = [python, str(baselines / "limit.py"), net, str(NETS[net])]
     plain = [python, str(baselines / "plain.py"), net, "2", str(folder)]
     ours += ["--runs", str(work / "runs")]
+    peers = {
+        "Lightning": [python, str(baselines / "lightning_job.py")],
+        "timm": [python, str(HERE / "timm_job.py"), str(baselines)],
+    }
+    train = r"train (\d+) img/s"
     return {
         "cnnrun": (ours, r'"images_per_second": ([\d.]+)'),
         "cnnrun, float32": ([*ours, "train.precision=float32"], r'"images_per_second": ([\d.]+)'),
-        "plain, 2 workers": ([*plain, "2"], r"train (\d+) img/s"),
-        "plain, 0 workers": ([*plain, "0"], r"train (\d+) img/s"),
+        "plain, 2 workers": ([*plain, "2"], train),
+        "plain, 0 workers": ([*plain, "0"], train),
+        **{
+            f"{name}, {workers} workers": ([*peers[name], net, "2", str(folder), workers], train)
+            for name in installed_peers()
+            for workers in ("2", "0")
+        },
         "ceiling, eager": (limit, r"limit \S+ (\d+) img/s"),
         "ceiling, bfloat16": ([python, "-c", FAST_CEILING, *limit[1:]], r"limit \S+ (\d+) img/s"),
         "ceiling, compiled": ([*limit, "compile"], r"limit \S+ (\d+) img/s"),
@@ -211,9 +230,11 @@ def main() -> None:
     args = parser.parse_args()
     args.baselines, args.idx = args.baselines.resolve(), args.idx.resolve()
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.rounds} rounds, interleaved")
+    if missing := PEERS.keys() - installed_peers():
+        print(f"not installed, so left out: {', '.join(sorted(missing))}")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        results: dict[str, object] = {}
+        results: dict[str, Any] = {}
         if args.only in (None, "start"):
             results["start"] = start_up(args, work)
             show("seconds, ratio to import torch", results["start"], "import torch")

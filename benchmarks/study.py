@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from cnnrun.experiment.open_run import measure_run
 from cnnrun.results import compare
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def apart(count: int, runs: Path) -> None:
     config = ROOT / "configs" / "digits.yaml"
     result = cnnrun("train", config, "--seeds", count, "--resume", "--runs", runs)
     measurements = [
-        compare._seen(Path(row["run"]), runs, torch.device("cpu"), None).measurement for row in result["runs"]
+        measure_run(Path(row["run"]), runs, torch.device("cpu"), None).measurement for row in result["runs"]
     ]
     distinguished = [
         any(row["distinguishable"] for row in compare.compare_metrics(first, other))

@@ -86,7 +86,7 @@ def check_group_of_one(config: Path, options: Options, folder: Path) -> None:
     """Emit whether a group of one process, over NCCL on a GPU, returns the tensors that it gets."""
     is_cuda = options.device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
-    dist.init_process_group(backend, store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group(backend, store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)  # type: ignore[attr-defined]
     group = RankGroup(60.0)
     for name, is_right in check_exchanges(group, options.device).items():
         emit("group", backend=backend, what_is_exchanged=name, ok=is_right, reason="returned other values")

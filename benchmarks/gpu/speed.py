@@ -51,7 +51,7 @@ train: {{batch: 128, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9, nesterov: true}
 def main() -> None:
     """Measure every network in float32 and bfloat16, then compiled, as far as time allows."""
     options = parse_options(__doc__)
-    data: dict[str, Any] = {}
+    data: dict[str, tuple[schema.Experiment, Any]] = {}
     cases = [(name, precision, False) for name in NETS for precision in ("float32", "bfloat16")]
     compiled = ["lenet"] if options.is_small else NETS
     cases += [(name, precision, True) for precision in ("bfloat16", "float32") for name in compiled]

@@ -53,11 +53,11 @@ def say(line: str) -> None:
 class Clock:
     """Elapsed time, images and time spent waiting for data; nothing that is computed depends on it.
 
-    Evaluation and saving count in `seconds`, but not in `images_per_second`.
+    Evaluation and saving count in `seconds`, but not in `images_per_second`. `now` gives the time in seconds.
     """
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now, self._start = now, now()
         self._excluded_seconds = 0.0
         self._wait_seconds = 0.0
         self.images = 0
@@ -65,7 +65,7 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Time since the clock was created."""
-        return time.perf_counter() - self._start
+        return self._now() - self._start
 
     @property
     def images_per_second(self) -> float:
@@ -85,16 +85,16 @@ class Clock:
     @contextmanager
     def record_wait(self) -> Iterator[None]:
         """Count the time inside as waiting for data."""
-        start = time.perf_counter()
+        start = self._now()
         yield
-        self._wait_seconds += time.perf_counter() - start
+        self._wait_seconds += self._now() - start
 
     @contextmanager
     def exclude_time(self) -> Iterator[None]:
         """Leave the time inside out of the training speed."""
-        start = time.perf_counter()
+        start = self._now()
         yield
-        self._excluded_seconds += time.perf_counter() - start
+        self._excluded_seconds += self._now() - start
 
     def __str__(self) -> str:
         return f"{self.images_per_second:,.0f} images/s  data {self.data_wait_share:.0%}"

@@ -31,9 +31,10 @@ def plan(
 
 def _print_plan(data: dict[str, Any], out: Output) -> None:
     """Print the estimated time and memory of a training."""
+    idle = " on an otherwise idle machine" if data["on_idle_machine"] else ""
     out.print(
         f"{data['name']}: {format_duration(data['seconds'])} for {format_count(data['epochs'], 'epoch')}, "
-        f"{format_duration(data['seconds_per_epoch'])} each"
+        f"{format_duration(data['seconds_per_epoch'])} each{idle}"
     )
     steps = format_count(data["steps_per_epoch"], "step")
     speed = f"{steps} of {data['seconds_per_step'] * 1000:.1f} ms"

@@ -9,11 +9,15 @@ import torch
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.ranks import Ranks
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.assemble import build_setup, prepare_dataset
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_training_possible
+from cnnrun.model.network import Network
 from cnnrun.model.weights_file import Weights
+from cnnrun.training.dtypes import Precision
+from cnnrun.training.frozen_layers import recompute_reason, separate_trunk
 from cnnrun.training.precision import choose_precision
 from cnnrun.training.setup import TrainingSetup
 from cnnrun.training.step_time import StepSize
@@ -52,9 +56,21 @@ def prepare_training(
     data = data or prepare_dataset(experiment)
     network = check_training_possible(experiment, data, weights, ranks.world_size).network
     if experiment.train.precision == "auto":
-        spec = experiment.train
-        batch = min(spec.batch, data.facts.counts["train"])
-        step = StepSize(max(1, batch // spec.accumulate // ranks.world_size), data.facts.image_shape, device)
-        precision = ranks.broadcast(lambda: choose_precision(network, spec.freeze, step))
+        precision = _choose_precision(experiment, network, data.facts, device, ranks)
         experiment = experiment.with_train(precision=precision)
     return PreparedTraining(experiment, weights, data)
+
+
+def _choose_precision(
+    experiment: Experiment, network: Network, facts: DataFacts, device: torch.device, ranks: Ranks
+) -> Precision:
+    """Measure what the training's steps will compute; returns the first rank's choice."""
+    spec, data = experiment.train, experiment.data
+    batch = min(spec.batch, facts.counts["train"])
+    step = StepSize(max(1, batch // spec.accumulate // ranks.world_size), facts.image_shape, device)
+    stores_features = False
+    if spec.freeze:
+        parts = separate_trunk(network, spec.freeze)
+        stores_features = not recompute_reason(parts[0] if parts else None, facts, data.augment, data.memory_gib)
+    chosen: Precision = ranks.broadcast(lambda: choose_precision(network, spec.freeze, step, stores_features))
+    return chosen

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnrun.base.errors import NonFiniteError, escape
+from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.layer import Shape
+from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import batches_in_order
@@ -108,9 +113,21 @@ def compute_features(
     return replace(dataset, splits={name: with_features(dataset.splits[name], contexts[name]) for name in contexts})
 
 
-def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:
-    """Memory, in bytes, of the features of the splits that training reads."""
-    examples = dataset.splits["train"]
+def feature_shape(trunk: Trunk, image_shape: Shape) -> Shape:
+    """Shape of one image's features. The trunk may be on the meta device."""
+    tensors = chain(trunk.layers.parameters(), trunk.layers.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     with torch.no_grad():
-        features_1: Tensor = trunk(next(iter(batches_in_order(examples, 1, device))).images)
-    return 4 * features_1.numel() * sum(len(dataset.splits[name]) for name in _TRAINING_SPLITS)
+        features: Tensor = trunk.layers(torch.zeros(1, *image_shape, device=device))
+    return tuple(features.shape[1:])
+
+
+def recompute_reason(trunk: Trunk | None, facts: DataFacts, augment: Augment, memory_gib: float) -> str | None:
+    """Reason that the frozen layers' features cannot be computed once, or None. `trunk` is `separate_trunk`'s."""
+    if trunk is None:
+        return "a later layer takes one of their inner layers by name, or mirror images are averaged"
+    if augment.has_changes:
+        return "augmentation changes the images"
+    values = math.prod(feature_shape(trunk, facts.image_shape)) * sum(facts.counts[name] for name in _TRAINING_SPLITS)
+    gib = 4 * values / 2**30
+    return f"they would take {gib:.1f} GiB (data.memory_gib)" if gib > memory_gib else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class TrainingHooks:
     """Called after each epoch with the epoch and the monitored metric; the training ends if it returns True."""
     draw: DrawFunction | None = None
     """Draws images with their targets and results for TensorBoard."""
+    now: Callable[[], float] = time.perf_counter
+    """The time, in seconds, by which the training's duration and speed are measured."""
 
 
 NO_HOOKS = TrainingHooks()

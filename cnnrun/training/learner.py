@@ -20,7 +20,7 @@ from cnnrun.training.determinism import use_deterministic_layers
 from cnnrun.training.dtypes import autocast
 from cnnrun.training.ema import Ema
 from cnnrun.training.evaluation import measure_split
-from cnnrun.training.frozen_layers import compute_features, feature_bytes, separate_trunk, set_training_mode
+from cnnrun.training.frozen_layers import compute_features, recompute_reason, separate_trunk, set_training_mode
 from cnnrun.training.optimizers import check_state_tensors, load_state_tensors, state_tensors
 from cnnrun.training.settings import Train
 from cnnrun.training.setup import TrainingSetup
@@ -159,27 +159,18 @@ class Learner:
         """
         from cnnrun.base.progress import progress_bar, say  # imports rich, which checking a config does not need
 
-        spec, device = self.setup.spec, self.setup.device
+        setup, spec, device = self.setup, self.setup.spec, self.setup.device
         if spec.freeze is None:
             return
         parts = separate_trunk(self.network, spec.freeze)
-        if reason := self._recompute_reason(parts[0] if parts else None):
+        if reason := recompute_reason(parts[0] if parts else None, setup.facts, setup.augment, setup.memory_gib):
             say(f"the features of the frozen layers are computed again at each step: {reason}")
             return
         assert parts is not None
         trunk, tail = parts
-        features = compute_features(trunk, self.setup.dataset, spec.batch, device, self.autocast, progress_bar)
+        features = compute_features(trunk, setup.dataset, spec.batch, device, self.autocast, progress_bar)
         self.active_network, self.forward = tail, compile_network(tail, spec)
-        self.setup = replace(self.setup, dataset=features)
-
-    def _recompute_reason(self, trunk: nn.Module | None) -> str | None:
-        """Reason that the frozen layers' features cannot be computed once, or None."""
-        if trunk is None:
-            return "a later layer takes one of their inner layers by name, or mirror images are averaged"
-        if self.setup.augment.has_changes:
-            return "augmentation changes the images"
-        gib = feature_bytes(trunk, self.setup.dataset, self.setup.device) / 2**30
-        return f"they would take {gib:.1f} GiB (data.memory_gib)" if gib > self.setup.memory_gib else None
+        self.setup = replace(setup, dataset=features)
 
     def predict_samples(self, split: str, count: int) -> tuple[Batch, Results] | None:
         """Predict the first `count` samples of a split; None if the network takes features instead of images."""

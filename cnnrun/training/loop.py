@@ -78,7 +78,7 @@ class TrainingLoop:
         self, learner: Learner, batches: TrainingBatches, state: TrainingState, log: MetricsLog, hooks: TrainingHooks
     ) -> None:
         self.learner, self.batches, self.state, self.metrics_log, self._hooks = learner, batches, state, log, hooks
-        self.loss_monitor, self.clock = LossMonitor(learner, state, batches), Clock()
+        self.loss_monitor, self.clock = LossMonitor(learner, state, batches), Clock(hooks.now)
         self.pace = Pace(self.clock)
         self.writer: CheckpointWriter | None = None  # None on ranks that write nothing
         self.stop = StopRequest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from dataclasses import replace
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -15,32 +16,36 @@ from cnnrun.base.progress import say
 from cnnrun.data.cache import user_cache_folder
 from cnnrun.model.network import Network, materialize
 from cnnrun.training.dtypes import Precision, has_bfloat16
-from cnnrun.training.frozen_layers import set_training_mode
-from cnnrun.training.step_time import StepSize, measure_seconds_per_image
+from cnnrun.training.frozen_layers import feature_shape, separate_trunk, set_training_mode
+from cnnrun.training.step_time import StepSize, measure_seconds_per_image, thread_speedup
 
 _MIN_SPEEDUP = 1.15  # smaller gains are not worth the coarser numbers
-_SERIAL_SHARE = 0.1  # of a step: it does not get faster with more threads
 _SPEEDUPS_FILE = "precisions.json"  # speedups by network, in the user's cache folder
 _MAX_FILE_BYTES, _MAX_SPEEDUPS = 1 << 20, 1000
 _SPEEDUPS = TypeAdapter(dict[str, float])
 
 
-def choose_precision(network: Network, frozen_until: str | None, step: StepSize) -> Precision:
+def choose_precision(
+    network: Network, frozen_until: str | None, step: StepSize, stores_features: bool = False
+) -> Precision:
     """Choose bfloat16 if the device computes in it and it is at least 1.15 times as fast, else float32, and print it.
 
-    `network` must be on the meta device; do not use it afterwards. The speedup is measured once for a network on a
-    machine and stored in the user's cache folder, so that a repeated training computes in the same precision. If it
-    cannot be measured (a layer cannot compute in bfloat16, or memory runs out), the choice is float32.
+    `network` must be on the meta device; do not use it afterwards. With `stores_features` the training computes the
+    features of the frozen layers once, so only the layers behind them are measured. The speedup is measured once for
+    a network on a machine and stored in the user's cache folder, so that a repeated training computes in the same
+    precision. If it cannot be measured (a layer cannot compute in bfloat16, or memory runs out), the choice is float32.
     """
     if not has_bfloat16(step.device):
         say(f"precision: float32 ({step.device.type} does not compute in bfloat16)")
         return "float32"
-    key = _network_key(network, frozen_until, step)
+    key = _network_key(network, (frozen_until, stores_features), step)
     stored = _read_speedups()
     if (speedup := stored.get(key)) is None:
         try:
             network = materialize(network, 0).to(step.device).to(memory_format=torch.channels_last)
             set_training_mode(network, frozen_until)
+            if frozen_until and stores_features:
+                network, step = _after_frozen_layers(network, frozen_until, step)
             speedup = _measure_speedup(network, step)
         except (RuntimeError, ValueError, MemoryError) as error:
             say(f"precision: float32 (bfloat16 cannot be measured: {first_line(error)})")
@@ -58,11 +63,19 @@ def estimate_images_per_second(network: Network, step: StepSize) -> float:
 
     It is measured in processor time, so other programs hardly change it. `network` must have memory.
     """
-    (seconds,) = measure_seconds_per_image(network, step, ("float32",))
-    if has_bfloat16(step.device) and (speedup := _measure_speedup(network, step)) >= _MIN_SPEEDUP:
-        seconds /= speedup
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if has_bfloat16(step.device) else ("float32",)
+    float32_seconds, *others = measure_seconds_per_image(network, step, precisions)
+    chosen = [seconds for seconds in others if float32_seconds / seconds >= _MIN_SPEEDUP]
     threads = torch.get_num_threads() if step.device.type == "cpu" else 1
-    return threads / (1 + _SERIAL_SHARE * (threads - 1)) / seconds  # Amdahl's law
+    return thread_speedup(threads) / min([float32_seconds, *chosen])
+
+
+def _after_frozen_layers(network: Network, until: str, step: StepSize) -> tuple[Network, StepSize]:
+    """The layers behind the frozen ones, and a step that begins with the features of the frozen ones."""
+    parts = separate_trunk(network, until)
+    assert parts is not None, "features are stored only where the layers can be separated"
+    trunk, rest = parts
+    return rest, replace(step, shape=feature_shape(trunk, step.shape))
 
 
 def _measure_speedup(network: Network, step: StepSize) -> float:
@@ -78,10 +91,10 @@ def _forget_measurement(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _network_key(network: Network, frozen_until: str | None, step: StepSize) -> str:
+def _network_key(network: Network, frozen: tuple[str | None, bool], step: StepSize) -> str:
     """Digest of everything that the speedup depends on: the network, the step's size, the device and PyTorch."""
     device = torch.cuda.get_device_name(step.device) if step.device.type == "cuda" else torch.cpu.get_capabilities()
-    parts = (repr(network), frozen_until, step.images, step.shape, device, torch.__version__)
+    parts = (repr(network), frozen, step.images, step.shape, device, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

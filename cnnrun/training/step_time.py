@@ -17,11 +17,12 @@ from cnnrun.training.dtypes import Precision, autocast
 _WANTED_SECONDS = 0.05  # target duration of a measured step, which sets its number of images
 _FIRST_IMAGES = 2  # batch norm needs two
 _ROUNDS = 5
+_SERIAL_SHARE = 0.1  # of a step: it does not get faster with more threads
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """A training step's input: images of `shape` per micro-batch, and the device that computes it."""
+    """A training step's input: images per micro-batch, the shape of each or of its features, and the device."""
 
     images: int
     shape: Shape
@@ -34,7 +35,7 @@ def measure_seconds_per_image(network: nn.Module, step: StepSize, precisions: tu
     They are the shortest of five rounds, or those of a single one if a step of two images takes longer than 0.05 s.
     On a CPU it is the processor time of one thread: with several, other programs would make them wait for each other.
     """
-    with _one_thread():
+    with one_thread():
         images = _images(_FIRST_IMAGES, step)
         _time_step(network, images, step.device, "float32")
         first_seconds = _time_step(network, images, step.device, "float32")
@@ -48,8 +49,14 @@ def measure_seconds_per_image(network: nn.Module, step: StepSize, precisions: tu
         return [min(seconds) / len(images) for seconds in zip(*rounds[1:], strict=True)]
 
 
+def thread_speedup(threads: int) -> float:
+    """Estimate how many times as fast as one thread `threads` threads are, by Amdahl's law."""
+    return threads / (1 + _SERIAL_SHARE * (threads - 1))
+
+
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute in one thread. Several would wait for each other, and the longer the more other programs run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -60,7 +67,8 @@ def _one_thread() -> Iterator[None]:
 
 def _images(count: int, step: StepSize) -> Tensor:
     values = torch.arange(count * math.prod(step.shape)).remainder_(256).float()
-    return values.view(count, *step.shape).to(step.device).contiguous(memory_format=torch.channels_last)
+    images = values.view(count, *step.shape).to(step.device)
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
 def _time_step(network: nn.Module, images: Tensor, device: torch.device, precision: Precision) -> float:

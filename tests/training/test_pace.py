@@ -18,7 +18,7 @@ def steps(monkeypatch):
     """`steps(count, seconds, waiting)`: steps of a training with its own clock, `waiting` of the seconds for data."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock()
+    clock = Clock(lambda: now[0])
     watched = pace.Pace(clock)
 
     def run(count: int, seconds: float, waiting: float = 0.0) -> None:

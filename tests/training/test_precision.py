@@ -13,9 +13,10 @@ from cnnrun.data.cache import user_cache_folder
 from cnnrun.experiment import assemble
 from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.experiment.open_run import measure_run
+from cnnrun.experiment.preparation import prepare_training
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import precision
-from cnnrun.training.precision import choose_precision
+from cnnrun.training import precision, step_time
+from cnnrun.training.precision import choose_precision, estimate_images_per_second
 from cnnrun.training.step_time import StepSize
 from tests.support.configs import LINKED, TINY, tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
@@ -35,9 +36,11 @@ def measured(monkeypatch, tmp_path):
 
     class Measured:
         speedup, count = 2.0, 0
+        network, step = None, None
 
         def measure(self, network, step):
             self.count += 1
+            self.network, self.step = network, step
             return self.speedup
 
     measured = Measured()
@@ -86,6 +89,28 @@ def test_a_network_is_measured_once_on_a_machine(measured):
     assert measured.count == 4
 
 
+@pytest.mark.parametrize(
+    ("overrides", "layers", "shape"),
+    [
+        (["train.freeze=conv1"], ["max_pool1", "flatten1", "dropout1", "linear1"], (4, 8, 8)),
+        (["train.freeze=flatten1"], ["dropout1", "linear1"], (64,)),
+        (["train.freeze=conv1", "data.augment.shift=0.1"], None, (1, 8, 8)),
+        (["train.freeze=conv1", "data.memory_gib=0.001"], None, (1, 8, 8)),
+        ([], None, (1, 8, 8)),
+    ],
+    ids=["features", "flat features", "augmented", "more than memory", "all layers learn"],
+)
+def test_what_the_training_computes_in_each_step_is_measured(measured, overrides, layers, shape):
+    experiment = tiny_experiment(*overrides)
+    prepare_training(experiment, None, CPU)
+    names = [name for name, _ in measured.network.layers.named_children()]
+    assert names == (layers or ["conv1", "max_pool1", "flatten1", "dropout1", "linear1"])
+    assert measured.step.shape == shape
+    assert measured.network.layers.linear1.training
+    seconds = step_time.measure_seconds_per_image(measured.network, measured.step, ("float32",))
+    assert seconds[0] > 0
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": "b"}', b"[1]", b"\xff"])
 def test_stored_speedups_that_are_damaged_are_measured_again(measured, content):
     file = user_cache_folder() / "precisions.json"
@@ -129,6 +154,21 @@ def test_the_measurement_is_a_ratio_of_times_and_restores_the_threads():
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(("bfloat16_seconds", "expected"), [(0.01, 100), (0.019, 50)])
+def test_the_estimate_of_init_measures_each_precision_once(monkeypatch, bfloat16_seconds, expected):
+    calls = []
+
+    def measure(network, step, precisions):
+        calls.append(precisions)
+        return [0.02, bfloat16_seconds]
+
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "measure_seconds_per_image", measure)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert estimate_images_per_second(network_of(), StepSize(64, (1, 8, 8), CPU)) == pytest.approx(expected)
+    assert calls == [("float32", "bfloat16")]
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -155,8 +195,6 @@ def test_every_rank_takes_the_first_ranks_choice(tmp_path, measured):
 
         def broadcast(self, compute):
             return "float32"
-
-    from cnnrun.experiment.preparation import prepare_training
 
     prepared = prepare_training(tiny_experiment(), None, CPU, Second())
     assert prepared.experiment.train.precision == "float32"

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,20 +22,23 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.device import peak_memory_mib
 from cnnrun.base.durations import format_duration
 from cnnrun.base.errors import CheckpointError
+from cnnrun.base.machine_load import processor_count
 from cnnrun.base.progress import say
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import Masks, SourceContents, Split
-from cnnrun.data.dataset import Examples
+from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import list_files
 from cnnrun.data.index import SourceIndex, index_source
 from cnnrun.data.storage import is_cached
 from cnnrun.experiment.assemble import load_initial_weights, prepare_dataset
 from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.schema import Experiment
+from cnnrun.training.hooks import TrainingHooks
 from cnnrun.training.loop import fit
 from cnnrun.training.run_folder import describe_environment
 from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
+from cnnrun.training.step_time import one_thread, thread_speedup
 
 _MEASURED_SECONDS = 8.0  # duration of the measured training; evaluation on val gets about half of it
 _MAX_EPOCHS = 10  # epochs of the measured training
@@ -51,34 +55,39 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     source_splits = source_index.contents.splits
     undecoded_counts = {name: _undecoded_count(experiment, split) for name, split in source_splits.items()}
     sampled = _sample_index(source_index) if any(undecoded_counts.values()) else source_index
-    decoding_start = time.perf_counter()
-    # The plan leaves the cache on the disk unchanged.
-    settings = (
-        experiment.data.model_copy(update={"cache": "memory"}) if sampled is not source_index else experiment.data
-    )
-    with contextlib.redirect_stderr(io.StringIO()):
-        data = prepare_dataset(experiment.model_copy(update={"data": settings}), sampled)
+    data, decoding_seconds = _decode(experiment, sampled, keeps_cache=sampled is not source_index)
     decoded = sum(len(split) for split in sampled.source_splits())
-    images_per_second = decoded / (time.perf_counter() - decoding_start)
     class_counts, numbers = source_index.class_counts(), source_index.numbers()
     facts = replace(data.facts, class_counts=class_counts, counts=source_index.counts, numbers=numbers)
     training = prepare_training(experiment, weights, device, data=replace(data, facts=facts))
     if experiment.data.cache == "none":
         say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
     say(f"training on {format_count(len(data.splits['train']), 'image')} for a few seconds")
-    with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
-        speed = _measure_speed(training, device, Path(folder))
+    speed = _measure_speed(training, device)
     plan = _predict_times(experiment, facts, speed)
     undecoded = sum(undecoded_counts.values())
     sample_count = sum(len(split) for split in source_index.source_splits())
     plan |= {
-        "decode_seconds": round(undecoded / images_per_second, 1),
+        "decode_seconds": round(undecoded * decoding_seconds / decoded, 1),
         "cache_mib": round(sample_count * _sample_bytes(source_index, facts) / 2**20, 1) if undecoded else 0.0,
         "peak_memory_mib": peak_memory_mib(device)
         + _remaining_memory_mib(experiment, source_index, facts, decoded if undecoded else int(speed["read"]), device),
     }
     write_plan(training.experiment, runs, device, plan)
     return {"name": experiment.name, "took": round(time.perf_counter() - start, 1), **plan}
+
+
+def _decode(experiment: Experiment, index: SourceIndex, keeps_cache: bool) -> tuple[Dataset, float]:
+    """Decode the images of `index`; returns them with the seconds that an otherwise idle machine needs for it.
+
+    They are processor seconds, divided by the number of threads. With `keeps_cache` the cache on the disk is unchanged.
+    """
+    data = experiment.data.model_copy(update={"cache": "memory"}) if keeps_cache else experiment.data
+    threads = min(processor_count(), processor_count() if data.workers is None else max(1, data.workers))
+    start = time.process_time()
+    with contextlib.redirect_stderr(io.StringIO()):
+        dataset = prepare_dataset(experiment.model_copy(update={"data": data}), index)
+    return dataset, (time.process_time() - start) / threads
 
 
 def _undecoded_count(experiment: Experiment, split: Split) -> int:
@@ -114,7 +123,26 @@ def _sample_index(source_index: SourceIndex) -> SourceIndex:
     return SourceIndex(contents, splits, source_index.held_out_splits)
 
 
-def _measure_speed(training: PreparedTraining, device: torch.device, folder: Path) -> dict[str, float]:
+def _measure_speed(training: PreparedTraining, device: torch.device) -> dict[str, float]:
+    """Measure seconds per step and per end of an epoch, on an otherwise idle machine if the processor does the work.
+
+    That is then the processor time of one thread, which other programs hardly change, divided by the speedup of all
+    threads. On a GPU, or if images are read from the disk, the training waits, so the time that passes counts.
+    """
+    examples = (training.data.splits[name] for name in ("train", "val"))
+    uses_processor_time = device.type == "cpu" and all(split.images.is_in_memory for split in examples)
+    with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
+        if not uses_processor_time:
+            return {**_time_short_training(training, device, Path(folder), time.perf_counter), "idle": False}
+        speedup = thread_speedup(torch.get_num_threads())
+        with one_thread():
+            speed = _time_short_training(training, device, Path(folder), time.thread_time)
+    return {**speed, "step": speed["step"] / speedup, "epoch_end": speed["epoch_end"] / speedup, "idle": True}
+
+
+def _time_short_training(
+    training: PreparedTraining, device: torch.device, folder: Path, now: Callable[[], float]
+) -> dict[str, float]:
     """Measure seconds per step and per end of an epoch in a short training, after a shorter one that warms up."""
     spec, data = training.experiment.train, training.data
     train, val = data.splits["train"], data.splits["val"]
@@ -129,7 +157,7 @@ def _measure_speed(training: PreparedTraining, device: torch.device, folder: Pat
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
             short = replace(training.with_train(**short_settings, epochs=epochs), data=replace(data, splits=splits))
-            result = fit(short.build_setup(device, Folder(folder / name)))
+            result = fit(short.build_setup(device, Folder(folder / name)), hooks=TrainingHooks(now=now))
         step_seconds = epochs * steps * batch / result["images_per_second"]
         return steps, (result["seconds"] - step_seconds) / epochs, result
 
@@ -164,6 +192,7 @@ def _predict_times(experiment: Experiment, facts: DataFacts, speed: dict[str, fl
         "seconds": round(epoch * spec.epochs, 1),
         "images_per_second": round(spec.batch / speed["step"], 1),
         "data_wait_share": speed["wait"],
+        "on_idle_machine": speed["idle"],
     }
 
 
@@ -208,7 +237,8 @@ def compare_with_plan(
     planned_text, measured_text = (
         f"{format_duration(duration)} and {size:,.0f} MiB" for duration, size in zip(seconds, memory, strict=True)
     )
-    say(f"planned {planned_text}; it took {measured_text}")
+    idle = ", on an otherwise idle machine" if plan.get("on_idle_machine") else ""
+    say(f"planned {planned_text}{idle}; it took {measured_text}")
 
 
 def _plan_settings(experiment: Experiment, environment: dict[str, Any]) -> dict[str, Any]:

@@ -27,5 +27,5 @@ def train_run(
 
     `should_stop(epoch, monitored value)` is called after each epoch; training ends early once it returns True.
     """
-    hooks = run.RunHooks(should_stop, results_panel, partial(compare_with_plan, runs))
+    hooks = run.RunHooks(should_stop, results_panel, record=partial(compare_with_plan, runs))
     return run.train(experiment, runs, device, resume, strict, hooks)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,8 @@ from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.stored_facts import parse_choices, parse_stored_facts
+from cnnrun.data.decode import Decoder
+from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.explain.figures.png import write_plots
@@ -569,19 +572,69 @@ def test_a_plan_is_stored_and_compared_with_the_measured_training(config, tmp_pa
     code, out, err = run_cli("plan", config, "--runs", root)
     assert code == 0, err
     assert "2 epochs" in out
+    assert "each on an otherwise idle machine" in out
     planned = json.loads((root / "tiny" / "plan.json").read_text())
     assert planned["epochs"] == 2
     assert planned["steps_per_epoch"] == 17
     assert planned["seconds"] > 0
     code, _, err = run_cli("train", config, "--runs", root)
     assert code == 0
-    assert "planned " in err
+    assert re.search("planned .* on an otherwise idle machine; it took ", err)
     beside = json.loads((root / "tiny" / "1" / "plan.json").read_text())
     assert beside["planned"]["seconds"] == planned["seconds"]
     assert set(beside["measured"]) == {"seconds", "peak_memory_mib", "data_wait_share"}
     code, _, err = run_cli("train", config, "train.epochs=1", "--runs", root)
     assert "planned " not in err  # of another config
     assert not (root / "tiny" / "2" / "plan.json").exists()
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Interrupt each step and each decoded image for 30 ms, as other programs do."""
+
+    def pausing(function):
+        def paused(*arguments):
+            time.sleep(0.03)
+            return function(*arguments)
+
+        return paused
+
+    monkeypatch.setattr(Learner, "backward", pausing(Learner.backward))
+    monkeypatch.setattr(Decoder, "_decode", pausing(Decoder._decode))
+    monkeypatch.setattr(plan, "_MEASURED_SECONDS", 0.2)
+
+
+def test_a_plan_does_not_count_the_time_of_other_programs(tmp_path, pauses):
+    for number in range(24):
+        save_picture(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png", seed=number)
+    text = (
+        f"task: classify\ndata: {{source: {{folder: '{tmp_path / 'photos'}'}}, image: {{size: 8, channels: 3}}, "
+        f"cache_dir: '{tmp_path / 'cache'}', workers: 1, split: {{val: 0.3}}}}\nmodel: [{{conv: 2}}, flatten]\n"
+        "train: {epochs: 1, batch: 8, precision: float32}\n"
+    )
+    planned = plan.plan_training(config_file.parse_config(text, "f.yaml", ["name=f"]), CPU, tmp_path / "runs")
+    assert planned["on_idle_machine"]
+    assert 0 < planned["seconds_per_step"] < 0.02
+    assert planned["decode_seconds"] < 24 * 0.02
+
+
+def test_a_plan_for_a_device_that_is_waited_for_counts_the_time_that_passes(config, tmp_path, pauses, monkeypatch):
+    experiment = config_file.read_config(config)
+    monkeypatch.setattr(MemoryStore, "is_in_memory", False)  # as if images were read from the disk
+    planned = plan.plan_training(experiment, CPU, tmp_path / "runs")
+    assert not planned["on_idle_machine"]
+    assert planned["seconds_per_step"] > 0.03
+
+
+def test_a_plan_restores_the_number_of_threads(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_MEASURED_SECONDS", 0.2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        plan.plan_training(config_file.read_config(config), CPU, tmp_path / "runs")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_plan_leaves_the_cache_unchanged_and_estimates_what_is_missing(tmp_path, monkeypatch):
