@@ -106,14 +106,17 @@ def prepare_child(request: Request, descriptors: list[int]) -> Request:
 
 
 def run_program(arguments: list[str]) -> None:
-    """Run `-c CODE ARGUMENTS` or `-m MODULE ARGUMENTS`."""
+    """Run `-c CODE ARGUMENTS`, `-m MODULE ARGUMENTS` or `-P -m MODULE ARGUMENTS`."""
+    del sys.path[0]  # where the server was started
+    if arguments[0] == "-P":
+        arguments = arguments[1:]
+    else:
+        sys.path.insert(0, "" if arguments[0] == "-c" else str(Path.cwd()))
     option, program, *words = arguments
     sys.argv = [option, *words]
     if option == "-m":
-        sys.path[0] = str(Path.cwd())
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = ""
         sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(program, "<string>", "exec"), vars(sys.modules["__main__"]))
 
