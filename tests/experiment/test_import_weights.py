@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,21 +17,10 @@ from cnnrun.model import tensor_matching, weights_file
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
-from tests.support.forked_python import run_python
 from tests.support.small_runs import train_from_weights
 
+pytestmark = pytest.mark.usefixtures("forked_pickle_reader")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _forked_reader(monkeypatch):
-    """Fork the process that reads a foreign pickle; tests/model/test_untrusted_pickle.py starts it as users do."""
-
-    def run(command: list[str], *, cwd: str, env: dict[str, str], timeout: float, **_: bool):
-        return run_python(command[1:], Path(cwd), env, timeout=timeout)
-
-    patched = SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess", patched)
 
 
 DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
