@@ -99,6 +99,7 @@ def prepare_child(request: Request, descriptors: list[int]) -> Request:
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
+    os.setsid()
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)

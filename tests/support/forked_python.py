@@ -78,10 +78,17 @@ class ForkedPython:
             self._connection.settimeout(timeout)
             try:
                 self.returncode = os.waitstatus_to_exitcode(int(self._connection.recv(100)))
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
             self._connection.close()
         return self.returncode
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the process runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end and return what was written to standard output and error."""
