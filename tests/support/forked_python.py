@@ -70,7 +70,9 @@ class ForkedPython:
         descriptors = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
         with theirs, Path(os.devnull).open() as stdin:
             socket.send_fds(requests, [pickle.dumps(request)], [stdin.fileno(), *descriptors, theirs.fileno()])
-        self.pid = int(self._connection.recv(100))
+        pid = self._connection.recv(100)
+        assert pid, "no server: see how `python -m tests.support.fork_server 0` ends"
+        self.pid = int(pid)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end and return the exit code, or the negated number of the signal that killed the process."""
