@@ -29,7 +29,7 @@ from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, free_port, outcome, rank_environment, run_on_ranks, wait_for
-from tests.support.forked_python import ForkedPython, run_python
+from tests.support.forked_python import ForkedPython
 from tests.support.images import save_picture
 
 CPU = torch.device("cpu")
@@ -602,7 +602,8 @@ BAD_ENVIRONMENTS = [
 @pytest.mark.parametrize(("environment", "said"), BAD_ENVIRONMENTS)
 def test_an_incomplete_or_invalid_torchrun_environment_is_refused(environment, said, tiny, tmp_path):
     """Regression: RANK without WORLD_SIZE trained and printed nothing."""
-    left = run_python(["-m", "cnnrun", "train", str(tiny)], tmp_path, os.environ | environment)
+    words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
+    left = subprocess.run(words, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
     assert (left.returncode, left.stdout) == (2, "")
     assert said in left.stderr
     assert "start with torchrun" in left.stderr
