@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +16,22 @@ from cnnrun.base.device import choose_device
 from cnnrun.commands import app
 from cnnrun.data.settings import Data
 from tests.support.configs import TINY
+from tests.support.forked_python import run_python
 from tests.support.images import save_class_folders
 from tests.support.pretended_gpu import some_gpu
 
 Cli = Callable[..., tuple[int, str, str]]
+
+
+def pytest_sessionstart() -> None:
+    """Collect no garbage while tests are collected: it would take a third of the time and find none."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt imported modules and collected tests from garbage collection, in this process and its forks."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,6 +86,17 @@ def of_each_task(tmp_path_factory) -> dict[str, Path]:
     from tests.support.small_runs import train_each_task
 
     return train_each_task(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def forked_pickle_reader(monkeypatch) -> None:
+    """Fork the process that reads a foreign pickle, where a test is about what it reads and not how it is started."""
+
+    def run(command: list[str], *, cwd: str, env: dict[str, str], timeout: float, **_: bool) -> object:
+        return run_python(command[1:], Path(cwd), env, timeout=timeout)
+
+    forked = SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess", forked)
 
 
 @pytest.fixture

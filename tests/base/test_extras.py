@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 
+from tests.support.forked_python import run_python
+
 # Packages that `pip install cnnrun` does not install: `None` in sys.modules makes importing them fail.
 _PLAIN = """
-import contextlib, sys
+import sys
 for package in ("scipy", "sklearn", "pyarrow", "faiss", "optuna", "webdataset", "braceexpand"):
+    assert package not in sys.modules
     sys.modules[package] = None
 from cnnrun.commands import app
 for words in {commands!r}:
@@ -26,7 +28,7 @@ for words in {commands!r}:
 def run_plain(folder, *commands: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the commands one after the other in a process without extras, until one fails."""
     code = _PLAIN.format(commands=[list(map(str, words)) for words in commands])
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    return run_python(["-c", code], folder)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from cnnrun.results.people.identification import Identification
 from cnnrun.results.predict import PredictedFile
 from cnnrun.tasks.classification import LabelPrediction
 from cnnrun.tasks.multilabel import LabelSetPrediction
+from tests.support.forked_python import run_python
 from tests.support.images import save_picture
 
 
@@ -225,7 +226,7 @@ def test_a_bug_exits_with_1_and_a_traceback(tiny, tmp_path):
         "checks.check = None\n"
         "cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", program, tiny], capture_output=True, text=True)
+    done = run_python(["-c", program, str(tiny)], tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -325,8 +325,11 @@ def test_training_gradients_equal_the_references(name):
     gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     for key, parameter in ours.named_parameters():
         expected = gradients[mapping[key]]
-        scale = float(expected.abs().max())
-        assert torch.allclose(parameter.grad, expected, rtol=1e-10, atol=1e-12 * scale), key
+        assert parameter.grad.shape == expected.shape, key
+        scale = float(torch.linalg.vector_norm(expected, torch.inf))
+        # In parts, because a gigabyte for each intermediate result costs more than the computation.
+        for ours_part, theirs_part in zip(parameter.grad.split(64), expected.split(64), strict=True):
+            assert torch.allclose(ours_part, theirs_part, rtol=1e-10, atol=1e-12 * scale), key
 
 
 @pytest.mark.parametrize("name", zoo.network_names())

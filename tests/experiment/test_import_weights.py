@@ -19,7 +19,10 @@ from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
 from tests.support.small_runs import train_from_weights
 
+pytestmark = pytest.mark.usefixtures("forked_pickle_reader")
 CPU = torch.device("cpu")
+
+
 DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
 PTH = DATA / "mobilenet_v2-b0353104.pth"
 needs_mobilenet_weights = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")

@@ -31,6 +31,7 @@ def state():
 
 @pytest.mark.parametrize("settings", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "before 2020"])
 @pytest.mark.parametrize("nested", [None, "state_dict"])
+@pytest.mark.usefixtures("forked_pickle_reader")
 def test_a_valid_file_is_read_bit_for_bit_and_in_order(tmp_path, state, settings, nested):
     path = save_state(tmp_path, {nested: state, "epoch": 3} if nested else state, **settings)
     given = read_state_dict(path)
@@ -146,6 +147,7 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
         ({}, "not a state dict"),
     ],
 )
+@pytest.mark.usefixtures("forked_pickle_reader")
 def test_a_file_that_is_not_a_state_dict_is_refused_with_the_reason(tmp_path, state, why):
     with pytest.raises(CheckpointError, match=why):
         read_state_dict(save_state(tmp_path, state))
@@ -159,6 +161,7 @@ def test_a_pickled_module_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1, 100, 1000, -40])
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.usefixtures("forked_pickle_reader")
 def test_a_truncated_file_is_refused_in_one_line(tmp_path, state, cut, zipped):
     path = save_state(tmp_path, state, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:cut])
@@ -170,6 +173,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path, state, cut, zipped):
 @pytest.mark.parametrize(
     "content", [b"hello", b"PK\x03\x04 no archive", pickle.dumps({"a": 1}), b"\x80\x02" + b"(" * 5000]
 )
+@pytest.mark.usefixtures("forked_pickle_reader")
 def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)

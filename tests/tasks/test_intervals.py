@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cnnrun.contracts.results import Measurement
 from cnnrun.results import compare
 from cnnrun.results.compare import bootstrap_p_value, holm_rejections, mcnemar_p_value
+from cnnrun.tasks import intervals
 from cnnrun.tasks.classification_metrics import MultilabelPredictions, ReliabilityBins, SingleLabelPredictions
 from cnnrun.tasks.intervals import (
     bootstrap,
@@ -79,11 +81,18 @@ def test_few_samples_give_no_interval_and_r2_intervals_end_at_one():
 SIMULATED, DRAWS, COUNT = 1000, 300, 500
 
 
+@pytest.fixture
+def stored_draws(monkeypatch) -> None:
+    """Draw the weights once for all simulations of a test. They depend only on the number of samples."""
+    monkeypatch.setattr(intervals, "bootstrap_weights", cache(lambda count, draws: [*bootstrap_weights(count, draws)]))
+
+
 def coverage(made: list[tuple[tuple[float, float], float]]) -> float:
     return float(np.mean([low <= truth <= high for (low, high), truth in made]))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stored_draws")
 def test_intervals_of_regression_errors_contain_the_truth_95_times_of_100():
     """1,000 sets of 500 images with normal errors: the true MAE and RMSE are known."""
     draw, made = np.random.default_rng(0), {"mae": [], "rmse": []}
@@ -99,6 +108,7 @@ def test_intervals_of_regression_errors_contain_the_truth_95_times_of_100():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stored_draws")
 def test_intervals_of_classification_metrics_contain_the_truth_95_times_of_100():
     """Two classes, each with 80 of 100 images classified correctly."""
     draw, made = np.random.default_rng(1), {"accuracy": [], "f1": []}
@@ -116,6 +126,7 @@ def test_intervals_of_classification_metrics_contain_the_truth_95_times_of_100()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stored_draws")
 def test_intervals_of_average_precision_contain_the_truth_95_times_of_100():
     draw = np.random.default_rng(2)
 
@@ -133,6 +144,7 @@ def test_intervals_of_average_precision_contain_the_truth_95_times_of_100():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stored_draws")
 def test_intervals_of_calibration_error_contain_the_truth_most_of_the_time():
     """The estimate is biased upwards, more so with fewer images, and the interval corrects only part of the bias."""
     draw = np.random.default_rng(3)
@@ -172,6 +184,7 @@ def pair(draw: np.random.Generator, gain: float = 0.0) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stored_draws")
 def test_equal_networks_are_not_told_apart_and_a_better_one_is():
     draw = np.random.default_rng(0)
     assert sum(pair(draw) for _ in range(100)) <= 10

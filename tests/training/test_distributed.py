@@ -29,6 +29,7 @@ from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, free_port, outcome, rank_environment, run_on_ranks, wait_for
+from tests.support.forked_python import ForkedPython
 from tests.support.images import save_picture
 
 CPU = torch.device("cpu")
@@ -316,15 +317,21 @@ def test_running_out_of_memory_on_one_rank_splits_the_batches_of_all(tmp_path, m
     assert digest(tmp_path / "short") == digest(tmp_path / "set")
 
 
-def start_torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
-    command += [f"--master-port={free_port()}", *words]
+Torchrun = subprocess.Popen[str] | ForkedPython
+
+
+def start_torchrun(folder: Path, size: int, *words: str) -> Torchrun:
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun_options(size), *words]
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+def torchrun_options(size: int) -> list[str]:
+    return ["--nproc-per-node", str(size), f"--master-port={free_port()}"]
+
+
+def wait_for_end(process: Torchrun, seconds: float) -> tuple[str, str]:
     """Wait for a process and return its output; kill it and its ranks if it does not end in time."""
     try:
         return process.communicate(timeout=seconds)
@@ -334,22 +341,18 @@ def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, s
             process.communicate()
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+def ranks_of(process: Torchrun) -> list[int]:
     """The process ids of the ranks, in the order of ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = {}
-    for child in children:
-        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        rank = [each[5:] for each in environment if each.startswith(b"RANK=")]
-        if rank:
-            found[int(rank[0])] = int(child)
-    return [found[rank] for rank in sorted(found)]
+    names = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
+    return sorted((child for child, name in names.items() if name.startswith("rank ")), key=names.__getitem__)
 
 
-def start_training(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
-    """Start a training on two ranks and wait until it has saved its first checkpoint."""
+def start_training(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> ForkedPython:
+    """Start a training on two forked ranks and wait until it has saved its first checkpoint."""
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", f"epochs: {epochs}{more}"))
-    process = start_torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
+    command = ["-m", "tests.support.forked_ranks", *torchrun_options(2), *words]
+    process = ForkedPython([*command, "-m", "cnnrun", "train", "tiny.yaml", "--resume"], tmp_path)
     wait_for((tmp_path / "runs" / "tiny" / "1" / "checkpoints" / "latest").exists)
     return process
 
@@ -564,7 +567,7 @@ def steps_saved_when_torchrun_is_killed(root: Path) -> int:
     root.mkdir()
     process = start_training(root, more=", timeout: 10")
     ranks = ranks_of(process)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     try:
         wait_for(lambda: not any(map(is_running, ranks)), 30)

@@ -21,6 +21,7 @@ from cnnrun.training import checkpoints
 from cnnrun.training.learner import Learner
 from tests.support.configs import tiny_experiment
 from tests.support.forked_processes import fork, outcome
+from tests.support.forked_python import run_python
 from tests.support.images import save_class_folders
 from tests.support.non_finite_values import PLACES, poison_weight
 
@@ -335,14 +336,19 @@ def test_a_failing_report_never_fails_the_training(tmp_path, monkeypatch, run_cl
 
 
 def test_a_closed_standard_error_never_fails_the_training(tmp_path, tiny):
-    command = f"exec {sys.executable} -m cnnrun train {tiny} --runs {tmp_path / 'runs'} --no-report"
-    for closing in ("2>&-", "2>/dev/full", "2> >(true)", "2>/dev/full", "2>/dev/full"):
-        left = subprocess.run(["bash", "-c", f"{command} {closing}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        assert left.returncode == 0, closing
-        assert "best at step" in left.stdout
-    for words, code in (("train none.yaml", 2), ("eval none", 3)):
-        command = f"exec {sys.executable} -m cnnrun {words} 2>/dev/full"
-        assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == code
+    words = ["-m", "cnnrun", "train", str(tiny), "--runs", str(tmp_path / "runs"), "--no-report"]
+    command = " ".join(["exec", sys.executable, *words, "2>&-"])
+    closed = subprocess.run(["bash", "-c", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        without_reader = run_python(words, tmp_path, stderr=reader.stdin)
+    with Path("/dev/full").open("w") as full:
+        results = [closed, without_reader, *(run_python(words, tmp_path, stderr=full) for _ in range(3))]
+        for result in results:
+            assert result.returncode == 0
+            assert "best at step" in result.stdout
+        for words, code in ((["train", "none.yaml"], 2), (["eval", "none"], 3)):
+            assert run_python(["-m", "cnnrun", *words], tmp_path, stderr=full).returncode == code
 
 
 def test_an_image_file_deleted_while_training_ends_the_run_after_saving(tmp_path, monkeypatch):
@@ -388,7 +394,7 @@ def test_the_command_exits_although_a_reading_thread_hangs(tmp_path):
         f"task: classify\ndata: {{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, timeout: 0.5, "
         f"cache_dir: '{tmp_path / 'cache'}', workers: 2}}\nmodel: [flatten]\n"
     )
-    left = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    left = run_python(["-c", program], tmp_path, timeout=60)
     assert left.returncode == 6
     assert left.stderr.endswith("dog/7.png for 0.5 s; check the disk or raise data.timeout\n")
     assert "Traceback" not in left.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from cnnrun.training.run_folder import hold_run
 from cnnrun.training.settings import Train
 from cnnrun.training.setup import TrainingSetup
 from tests.support.configs import TINY, tiny_experiment
+from tests.support.forked_python import ForkedPython
 from tests.support.images import save_class_folders
 from tests.support.interrupted_trainings import digest, stop_at
 from tests.support.small_runs import train_tiny
@@ -348,8 +347,7 @@ def test_tensorboard_keeps_the_points_of_the_step_from_which_a_run_resumes(tmp_p
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_to_a_training_process_saves_and_sets_the_exit_code(tmp_path, number, code):
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 5000"))
-    command = [sys.executable, "-m", "cnnrun", "train", "tiny.yaml", "--resume"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = ForkedPython(["-m", "cnnrun", "train", "tiny.yaml", "--resume"], tmp_path)
     metrics = tmp_path / "runs" / "tiny" / "1" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size):
