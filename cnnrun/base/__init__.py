@@ -23,6 +23,7 @@ __all__ = [
     "randomness",
     "ranks",
     "signals",
+    "similarity",
     "standard_streams",
     "torchrun",
     "user_paths",

@@ -29,10 +29,23 @@ class Onnx(Kind):
     suffix: ClassVar[str] = ".onnx"
     record: ClassVar[str] = "parity.json"
 
-    def write(self, module: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path) -> None:
-        """Write `module` as one ONNX file. Raises ConfigError if a layer has no ONNX form."""
+    def write(
+        self,
+        module: nn.Module,
+        example: Tensor,
+        names: list[str],
+        metadata: dict[str, Any],
+        path: Path,
+        *,
+        has_any_size: bool = False,
+    ) -> None:
+        """Write `module` as one ONNX file, for any batch size; with `has_any_size` for images of any size too.
+
+        Raises ConfigError if a layer has no ONNX form.
+        """
         import onnx
 
+        dimensions = (0, 1, 2) if has_any_size else (0,)
         try:
             with silence_exporter():
                 program = torch.onnx.export(
@@ -40,7 +53,7 @@ class Onnx(Kind):
                     (example,),
                     input_names=[INPUT],
                     output_names=names,
-                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    dynamic_shapes=(dict.fromkeys(dimensions, torch.export.Dim.DYNAMIC),),
                     dynamo=True,
                     custom_translation_table={torch.ops.cnnrun.non_maximum_suppression.default: _suppression_graph},
                 )

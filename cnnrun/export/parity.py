@@ -65,6 +65,20 @@ def measure_parity(
     }
 
 
+def measure_image_parity(artefact: Artefact, trained: TrainedNetwork, images_BCHW: Tensor) -> dict[str, Any]:
+    """Compare an artefact with its network on images alone, for networks without data; see `measure_parity`."""
+    compute_results = _results_function(artefact, trained)
+    differences, reasons, unstable = _compare_results(compute_results, trained, images_BCHW)
+    return {
+        "passed": not reasons,
+        "reason": reasons[0] if reasons else None,
+        "samples_compared": len(images_BCHW),
+        "batch_sizes": list(BATCH_SIZES),
+        "unsteady": unstable,
+        "largest_difference": max(differences),
+    }
+
+
 def _results_function(artefact: Artefact, trained: TrainedNetwork) -> Callable[[Tensor], Results]:
     """Wrap an artefact so that it maps pixels [B, C, H, W] to results by name on the network's device."""
     names = list(trained.task.predicting.result_shapes())

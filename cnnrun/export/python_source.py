@@ -176,8 +176,8 @@ def extract_layers(network: Expression) -> tuple[Expression, dict[str, Expressio
         (first_key, value), *rest = call.arguments
         return Expression(call.name, ((first_key, replace_layers(value)), *rest), call.brackets)
 
-    normalize, (key, layers), head = network.arguments
-    return Expression(network.name, (normalize, (key, replace_layers(layers)), head)), functions
+    normalize, (key, layers), head, *settings = network.arguments
+    return Expression(network.name, (normalize, (key, replace_layers(layers)), head, *settings)), functions
 
 
 # --- source of cnnrun's classes ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,20 +13,18 @@ import torch
 from cnnrun import __version__
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.base.errors import ConfigError, ParityError
-from cnnrun.data.dataset import Examples
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.export import Format
-from cnnrun.export.parity import measure_parity, pixel_shape
+from cnnrun.export.parity import Artefact, pixel_shape
 from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 
 
 def export_network(
-    export_format: Format, trained: TrainedNetwork, splits: dict[str, Examples], path: Path, batch: int
+    export_format: Format, trained: TrainedNetwork, path: Path, measure: Callable[[Artefact], dict[str, Any]]
 ) -> dict[str, Any]:
     """Write the artefact to `path` and the record of its parity check beside it; return the record.
 
-    The metrics are measured on the first of `splits`; the others add images if it has too few. Raises ParityError and
-    writes no artefact if its results differ from the network's.
+    `measure` compares the artefact with the network. Raises ParityError and writes no artefact if its results differ.
     """
     make_folder(path.parent)
     module = ExportedNetwork(trained).eval()
@@ -37,7 +36,7 @@ def export_network(
         temporary = Path(folder) / path.name
         with storage_errors(temporary, 0):
             export_format.write(module, example, names, artefact_metadata(trained), temporary)
-        record = measure_parity(export_format.reload(temporary), trained, splits, batch) | {"file": path.name}
+        record = measure(export_format.reload(temporary)) | {"file": path.name}
         if not record["passed"]:
             # Under a name of its own: an earlier artefact keeps its record.
             write_json(record_path.with_stem(record_path.stem + "-failed"), record)

@@ -11,6 +11,7 @@ __all__ = [
     "network",
     "outline",
     "receptive_field",
+    "sliced_pooling",
     "structures",
     "tensor_matching",
     "trained_network",

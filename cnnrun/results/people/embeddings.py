@@ -19,7 +19,8 @@ from cnnrun.experiment.open_run import open_network
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results.inference import InferenceNetwork, compute_results
 from cnnrun.results.people.alignment import FaceTemplate
-from cnnrun.results.people.face_photos import FaceReader, PhotoFace, choose_single_face, open_finder
+from cnnrun.results.people.face_finder_file import find_finder_file, read_finder_file
+from cnnrun.results.people.face_photos import FaceReader, PhotoFace, choose_single_face
 from cnnrun.results.people.gallery_file import GalleryMaker
 
 
@@ -60,11 +61,12 @@ class IdentityOptions:
         return Embedder(trained, matching, self._open_reader(trained, matching))
 
     def _open_reader(self, trained: TrainedNetwork, matching: Matching) -> FaceReader | None:
-        find, weights = self.photos.find, self.run
+        find = self.photos.find
         if find is False or (find is None and not matching.landmarks):
             return None
         template = FaceTemplate.of_network(trained)
-        return FaceReader(open_finder(self.photos.finder, weights, self.device), template, trained.image)
+        finder = read_finder_file(find_finder_file(self.photos.finder, self.run), self.device)
+        return FaceReader(finder, template, trained.image)
 
     def choose_threshold(self, embedder: Embedder) -> SimilarityThreshold:
         """Choose the threshold, with a note if few pairs support it. Raises ConfigError if val set none for the FAR."""

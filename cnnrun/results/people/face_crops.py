@@ -20,7 +20,8 @@ from cnnrun.experiment.open_run import open_network
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.results.people.alignment import FaceTemplate
 from cnnrun.results.people.face_finder import LANDMARKS
-from cnnrun.results.people.face_photos import FaceReader, PhotoFace, PhotoSettings, open_finder
+from cnnrun.results.people.face_finder_file import find_finder_file, read_finder_file
+from cnnrun.results.people.face_photos import FaceReader, PhotoFace, PhotoSettings
 from cnnrun.results.predict import PredictedFile, overlay_drawer
 
 TABLE = "faces.csv"
@@ -75,7 +76,7 @@ class CropOptions:
 
     def open_reader(self) -> FaceReader:
         """Open the face finder with the template of the network, or with dlib's in the given size."""
-        finder = open_finder(self.finder, self.run, self.device)
+        finder = read_finder_file(find_finder_file(self.finder, self.run), self.device)
         if self.run is None:
             return FaceReader(finder, FaceTemplate.default(self.size), ImageSettings(), self.photos)
         trained = open_network(self.run, self.runs, self.device)

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.base.atomic_files import make_folder, write_file
-from cnnrun.base.errors import CheckpointError, escape
+from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.model.builder import Builder
 from cnnrun.model.receptive_field import LayerOutput
 from cnnrun.model.sliced_pooling import replace_max_pools
 from cnnrun.model.tensor_matching import TensorMismatchError, match_by_name
-from cnnrun.model.weights_file import parse_description, read_weights_file
+from cnnrun.model.weights_file import file_digest, parse_description, read_weights_file
 from cnnrun.results.people.face_finder import CascadeNetworks, FaceFinder
 
+_FILE_NAME = "face-finder.safetensors"
+_DATA_FOLDER = Path("data/face-models")  # where scripts/get_data puts it
 _FACE, _BOX, _LANDMARKS = "face", "box", "landmarks"
 # Each network of the cascade, with the side of its input in pixels and the layers whose outputs it gives.
 NETWORKS: Mapping[str, tuple[int, Sequence[str]]] = {
@@ -49,10 +51,32 @@ def write_finder_file(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], o
     write_file(path, safetensors.torch.save({name: value.contiguous() for name, value in named.items()}, {**origin}))
 
 
+def find_finder_file(path: Path | None, run: Path | None) -> Path:
+    """Find the face finder's file: `path`, or beside `run` if that is a weights file, or in data/face-models.
+
+    Raises ConfigError if there is none.
+    """
+    folders = [run.parent] if run and run.suffix == ".safetensors" else []
+    candidates = [path] if path else [folder / _FILE_NAME for folder in (*folders, _DATA_FOLDER)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        places = " or ".join(escape(str(candidate)) for candidate in candidates)
+        raise ConfigError(f"no face finder at {places}; `scripts/get_data face-models` fetches one, or give --finder")
+    return found
+
+
 def read_finder_file(path: Path, device: torch.device) -> FaceFinder:
     """Read a face finder from a file. Raises CheckpointError if the file is not a valid one."""
+    networks = read_cascade_networks(path)
+    for network in networks.values():
+        replace_max_pools(network.to(device).to(memory_format=torch.channels_last))
+    return FaceFinder(CascadeNetworks(*networks.values()), file_digest(path), device)
+
+
+def read_cascade_networks(path: Path) -> dict[str, nn.Module]:
+    """Read the networks of a face finder, by name, on the CPU. Raises CheckpointError if the file is no valid one."""
     weights = read_weights_file(path)
-    networks = []
+    networks = {}
     for name in NETWORKS:
         network, prefix = build_cascade_network(name), f"{name}."
         state = {key.removeprefix(prefix): value for key, value in weights.tensors.items() if key.startswith(prefix)}
@@ -61,7 +85,6 @@ def read_finder_file(path: Path, device: torch.device) -> FaceFinder:
         except TensorMismatchError:
             line = f"{escape(str(path))}: not a face finder (`scripts/get_data face-models` writes one)"
             raise CheckpointError(line) from None
-        network.to_empty(device=device).load_state_dict(state)
-        replace_max_pools(network)
-        networks.append(network.to(memory_format=torch.channels_last))
-    return FaceFinder(CascadeNetworks(*networks), weights.digest, device)
+        network.to_empty(device="cpu").load_state_dict(state)
+        networks[name] = network
+    return networks

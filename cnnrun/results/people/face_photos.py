@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cnnrun.base.counts import format_count
-from cnnrun.base.errors import ConfigError, DataError, escape
+from cnnrun.base.errors import DataError, escape
 from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
 from cnnrun.results.people.alignment import AlignedFace, FaceTemplate, align_face
 from cnnrun.results.people.face_finder import LANDMARKS, FaceFinder
-from cnnrun.results.people.face_finder_file import read_finder_file
 
-FINDER_NAME = "face-finder.safetensors"
-_FINDER_FOLDER = Path("data/face-models")  # where scripts/get_data puts it
 _BORDER_GREY = (128, 128, 128)
 _MAX_ENLARGEMENT = 4.0  # of a face by its alignment; with fewer pixels people cannot be told apart
 # Blurred to this sharpness, a face of dlib's network moves by about 0.4, where the threshold of a match is 0.6.
@@ -144,17 +140,3 @@ def choose_single_face(path: Path, faces: Sequence[PhotoFace]) -> PhotoFace:
     if not faces:
         raise DataError(f"{name}: no face found")
     raise DataError(f"{name}: its face is {faces[0].problem}")
-
-
-def open_finder(path: Path | None, run: Path | None, device: torch.device) -> FaceFinder:
-    """Open the face finder at `path`; by default the one beside `run`, a weights file, or in data/face-models.
-
-    Raises ConfigError if there is none, and CheckpointError if the file is not one.
-    """
-    folders = [run.parent] if run and run.suffix == ".safetensors" else []
-    candidates = [path] if path else [folder / FINDER_NAME for folder in (*folders, _FINDER_FOLDER)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        places = " or ".join(escape(str(candidate)) for candidate in candidates)
-        raise ConfigError(f"no face finder at {places}; `scripts/get_data face-models` fetches one, or give --finder")
-    return read_finder_file(found, device)

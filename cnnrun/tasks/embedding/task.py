@@ -280,7 +280,7 @@ class VerifyPredicting(Predicting):
     def largest_difference(self, expected: Results, actual: Results) -> float:
         """The largest difference of the similarity of two images."""
         similarity = SIMILARITIES[self.spec.similarity]
-        embeddings = (results["embedding"].cpu().numpy() for results in (expected, actual))
+        embeddings = (results["embedding"].double().cpu().numpy() for results in (expected, actual))
         expected_BB, actual_BB = (similarity.of_all(values, values) for values in embeddings)
         return float(np.abs(expected_BB - actual_BB).max())
 
