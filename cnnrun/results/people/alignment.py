@@ -17,7 +17,6 @@ from cnnrun.results.people.face_finder import LANDMARKS
 # The eyes in the images of 150 x 150 pixels that dlib's face network learned from.
 _TEMPLATE_SIDE = 150
 _TEMPLATE = {"left_eye": (47.7, 47.1), "right_eye": (100.3, 47.1)}
-_OUTSIDE = (128, 128, 128)  # colour of what lies outside of the photo
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemp
     # A transform that shrinks would skip pixels, so the photo is reduced to about twice the face's size before.
     reduction = max(1, int(0.5 / enlargement))
     inverse = np.linalg.inv(scale_and_turn)
-    left, top, right, bottom = _bounding_box(inverse, shift, template.size, photo.size)
-    part = photo.crop((left, top, right, bottom)).reduce(reduction)
-    offset = -inverse @ shift - (left, top)
+    corners = _corners_in_photo(inverse, shift, template.size)
+    part = _cut_out(photo, corners).reduce(reduction)
+    offset = -inverse @ shift - corners[:2]
     to_part = np.column_stack([inverse, offset]) / reduction
     height, width = template.size
-    face = part.transform((width, height), Pil.Transform.AFFINE, to_part.ravel(), Pil.Resampling.BILINEAR, 1, _OUTSIDE)
+    face = part.transform((width, height), Pil.Transform.AFFINE, to_part.ravel(), Pil.Resampling.BILINEAR)
     return AlignedFace(np.asarray(face, np.uint8), enlargement)
 
 
@@ -85,14 +84,30 @@ def fit_similarity(
     return matrix, target_K2.mean(0) - matrix @ source_K2.mean(0)
 
 
-def _bounding_box(
-    inverse: NDArray[Any], shift: NDArray[Any], size: HeightWidth, photo_size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """Part of the photo (left, top, right, bottom) that a face covers, with a border of two pixels of the face."""
+def _corners_in_photo(inverse: NDArray[Any], shift: NDArray[Any], size: HeightWidth) -> tuple[int, int, int, int]:
+    """Rectangle (left, top, right, bottom) that a face covers, with a border of two pixels of the face.
+
+    It may reach beyond the photo.
+    """
     height, width = size
     corners = np.array([(x, y) for x in (-2, width + 2) for y in (-2, height + 2)]) - shift
     in_photo = corners @ inverse.T
-    left, top = np.floor(in_photo.min(0)).astype(int)
-    right, bottom = np.ceil(in_photo.max(0)).astype(int)
-    left, top = min(max(0, left), photo_size[0] - 1), min(max(0, top), photo_size[1] - 1)
-    return left, top, max(left + 1, min(photo_size[0], right)), max(top + 1, min(photo_size[1], bottom))
+    left, top = np.floor(in_photo.min(0)).astype(int).tolist()
+    right, bottom = np.ceil(in_photo.max(0)).astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _cut_out(photo: Any, corners: tuple[int, int, int, int]) -> Any:
+    """Cut a rectangle out of a Pillow image; beyond the image its edge continues, which adds no contour to a face."""
+    from PIL import Image as Pil
+
+    limits = (photo.width, photo.height) * 2
+    inside = [min(max(side, 0), limit) for side, limit in zip(corners, limits, strict=True)]
+    left, top = (min(side, limit - 1) for side, limit in zip(inside[:2], limits, strict=False))
+    right, bottom = max(inside[2], left + 1), max(inside[3], top + 1)
+    part = photo.crop((left, top, right, bottom))
+    missing = ((top - corners[1], corners[3] - bottom), (left - corners[0], corners[2] - right), (0, 0))
+    if not any(map(any, missing)):
+        return part
+    widths = [(max(0, before), max(0, after)) for before, after in missing]
+    return Pil.fromarray(np.pad(np.asarray(part), widths, mode="edge"))

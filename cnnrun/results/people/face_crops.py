@@ -95,7 +95,8 @@ def cut_faces(
     draw = overlay_drawer(draw_folder, reader.image)
     names, table = set[Path](), io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(["photo", *FacesInPhoto((), ()).csv_columns()])
+    columns = FacesInPhoto((), ()).csv_columns()
+    writer.writerow(["photo", *columns])
     for path, root in photos:
         try:
             faces = reader.read_faces(path)
@@ -110,7 +111,8 @@ def cut_faces(
         predicted = PredictedFile(path, FacesInPhoto(faces, files))
         draw(predicted)
         for row in FacesInPhoto(faces, [file.relative_to(out) for file in files]).csv_rows():
-            writer.writerow([escape_cell(cell) if isinstance(cell, str) else cell for cell in (str(path), *row)])
+            cells = (str(path), *row, *[""] * (len(columns) - len(row)))
+            writer.writerow([escape_cell(cell) if isinstance(cell, str) else cell for cell in cells])
         yield predicted
     write_text(out / TABLE, table.getvalue())
 

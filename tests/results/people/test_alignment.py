@@ -70,10 +70,12 @@ def test_landmarks_come_to_their_places(names, scale, angle):
         assert np.abs(face.pixels_HWC[round(y), round(x) + 9].astype(int) - 40).max() < 12
 
 
-def test_what_lies_outside_of_the_photo_is_grey():
+def test_beyond_the_photo_its_edge_continues():
     photo = Pil.new("RGB", (60, 60), (0, 200, 0))
+    photo.paste((200, 0, 0), (0, 0, 60, 5))
     points = np.array([[10, 10], [50, 10], [30, 30], [15, 45], [45, 45]], np.float32)
     face = align_face(photo, points, FaceTemplate.default(150))
-    assert face.pixels_HWC[2, 75].tolist() == [128, 128, 128]
+    assert face.pixels_HWC[2, 75].tolist() == [200, 0, 0]
+    assert face.pixels_HWC[149, 75].tolist() == [0, 200, 0]
     assert face.pixels_HWC[60, 75].tolist() == [0, 200, 0]
     assert FaceTemplate.default(75).landmarks["left_eye"] == pytest.approx((23.85, 23.55))

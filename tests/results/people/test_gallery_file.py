@@ -61,7 +61,7 @@ def test_a_written_gallery_reads_back_equal(tmp_path):
     gallery = example_gallery()
     gallery_file.write_gallery(tmp_path / "g.safetensors", gallery)
     again = gallery_file.read_gallery(tmp_path / "g.safetensors")
-    assert (again.maker.network, again.people) == (gallery.network_digest, gallery.people)
+    assert (again.maker, again.people) == (gallery.maker, gallery.people)
     np.testing.assert_array_equal(again.embeddings_ND, gallery.embeddings_ND)
     np.testing.assert_array_equal(again.person_N, gallery.person_N)
 
