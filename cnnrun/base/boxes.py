@@ -54,7 +54,7 @@ def suppress_greedily(suppresses_BMM: Tensor) -> Tensor:
     which takes as many rounds as the longest chain (Zheng et al. 2021, Cluster-NMS, proposition 1).
     """
     suppresses = suppresses_BMM.triu(1).float()
-    remaining = torch.ones_like(suppresses[:, 0])
+    remaining = suppresses.new_ones(suppresses.shape[:2])
     while True:
         updated = ((remaining[:, None] @ suppresses)[:, 0] == 0).float()
         if torch.equal(updated, remaining):

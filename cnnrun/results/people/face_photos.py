@@ -18,6 +18,7 @@ from cnnrun.results.people.alignment import AlignedFace, FaceTemplate, align_fac
 from cnnrun.results.people.face_finder import LANDMARKS, FaceFinder
 
 _BORDER_GREY = (128, 128, 128)
+_MIN_SCORE = 0.95  # below it, most finds in pictures without people lie, and almost none of a real face
 _MAX_ENLARGEMENT = 4.0  # of a face by its alignment; with fewer pixels people cannot be told apart
 # Blurred to this sharpness, a face of dlib's network moves by about 0.4, where the threshold of a match is 0.6.
 _MIN_SHARPNESS = 0.045
@@ -87,7 +88,13 @@ class FaceReader:
             )
             (x1, y1), (x2, y2) = corners_22
             faces.append(
-                PhotoFace((x1, y1, x2, y2), points_52, float(score), aligned.pixels_HWC, describe_problem(aligned))
+                PhotoFace(
+                    (x1, y1, x2, y2),
+                    points_52,
+                    float(score),
+                    aligned.pixels_HWC,
+                    describe_problem(aligned, float(score)),
+                )
             )
         return [max(faces, key=lambda face: face.area)] if self.settings.largest and faces else faces
 
@@ -112,8 +119,10 @@ class FaceReader:
         return [(float(x), float(y)) for x, y in moved]
 
 
-def describe_problem(face: AlignedFace) -> str:
+def describe_problem(face: AlignedFace, score: float) -> str:
     """Reason that the person in a face cannot be recognised; empty for a good face."""
+    if score < _MIN_SCORE:
+        return f"perhaps not a face (score {score:.2f}, at least {_MIN_SCORE:g})"
     if face.enlargement > _MAX_ENLARGEMENT:
         return f"too small (it would be enlarged {face.enlargement:.1f} times, at most {_MAX_ENLARGEMENT:g})"
     if (sharpness := measure_sharpness(face.pixels_HWC)) < _MIN_SHARPNESS:
@@ -139,4 +148,4 @@ def choose_single_face(path: Path, faces: Sequence[PhotoFace]) -> PhotoFace:
         raise DataError(f"{name}: {format_count(len(good), 'face')}, but one is expected; cut the person out")
     if not faces:
         raise DataError(f"{name}: no face found")
-    raise DataError(f"{name}: its face is {faces[0].problem}")
+    raise DataError(f"{name}: no face that can be recognised: {faces[0].problem}")

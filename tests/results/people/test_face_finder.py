@@ -135,6 +135,20 @@ def test_boxes_inside_others_are_suppressed_whatever_their_size():
     assert kept.tolist() == [1, 3]  # the more certain of each two
 
 
+def test_nothing_is_suppressed_among_no_boxes():
+    assert face_boxes.keep_outermost(torch.empty(0, 4), torch.empty(0), 0.7).tolist() == []
+
+
+@needs_models
+def test_pictures_without_faces_have_none(finder, original):
+    """Some of these pass the first stages and are refused by the last."""
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        pixels = np.asarray(Pil.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((400, 300)))
+        found = original.detect(Pil.fromarray(pixels))[0]
+        assert len(finder.find(pixels)) == (0 if found is None else len(found))
+
+
 def test_squares_keep_the_centre():
     squares = face_boxes.make_square(torch.tensor([[0.0, 0, 10, 4], [5, 5, 9, 25]]))
     assert squares.tolist() == [[0, -3, 10, 7], [-3, 5, 17, 25]]
