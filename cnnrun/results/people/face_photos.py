@@ -75,7 +75,7 @@ class FaceReader:
     settings: PhotoSettings = PhotoSettings()
 
     def read_faces(self, path: Path) -> list[PhotoFace]:
-        """Find the faces in a photo, by falling score. Raises DataError if the file cannot be read."""
+        """Find the faces in a photo, from left to right. Raises DataError if the file cannot be read."""
         with image_errors(str(path)):
             photo = decode_image(read_image_bytes(path), 3, self.image).pillow_image
             prepared, border_px = self._prepare(photo)
@@ -96,7 +96,9 @@ class FaceReader:
                     describe_problem(aligned, float(score)),
                 )
             )
-        return [max(faces, key=lambda face: face.area)] if self.settings.largest and faces else faces
+        if self.settings.largest and faces:
+            return [max(faces, key=lambda face: face.area)]
+        return sorted(faces, key=lambda face: face.box[0])
 
     def _prepare(self, photo: Any) -> tuple[Any, tuple[int, int]]:
         """Enlarge a photo and add its border; returns it with the border's width and height in pixels."""

@@ -241,7 +241,11 @@ def test_a_missing_or_wrong_finder_is_one_line(tmp_path, run_cli, monkeypatch):
 def test_the_one_good_face_of_a_photo_is_chosen():
     good, bad = example_face(), example_face("too small (it would be enlarged 5.0 times, at most 4)")
     assert choose_single_face(Path("a.jpg"), [bad, good]) is good
-    for faces, reason in (([], "no face found"), ([good, good], "2 faces, but one"), ([bad], "no face that can be recognised: too small")):
+    for faces, reason in (
+        ([], "no face found"),
+        ([good, good], "2 faces, but one"),
+        ([bad], "no face that can be recognised: too small"),
+    ):
         with pytest.raises(DataError, match=f"a.jpg: {reason}"):
             choose_single_face(Path("a.jpg"), faces)
 
