@@ -33,7 +33,8 @@ from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
 from cnnrun.experiment import config_file
 from cnnrun.experiment.weights_source import checkpoint_weights, read_weights
-from cnnrun.results import gallery_file
+from cnnrun.results.people import gallery_file
+from cnnrun.results.people.gallery_file import GalleryMaker
 from cnnrun.training import checkpoints, run_records
 
 EXAMPLES = int(os.environ.get("CNNRUN_FUZZ_EXAMPLES", "40"))
@@ -111,7 +112,7 @@ def idx_of(what: int, *shape: int) -> bytes:
 
 def gallery_bytes(folder: Path) -> bytes:
     made = gallery_file.build_gallery(
-        "0" * 64, {"ann": np.eye(2, 4, dtype=np.float32), "bob": np.eye(1, 4, dtype=np.float32)}
+        GalleryMaker("0" * 64), {"ann": np.eye(2, 4, dtype=np.float32), "bob": np.eye(1, 4, dtype=np.float32)}
     )
     gallery_file.write_gallery(folder / "g.safetensors", made)
     return (folder / "g.safetensors").read_bytes()
