@@ -7,11 +7,11 @@ Imports `tasks`, `data` and the packages below them.
 __all__ = [
     "batch_norm_folding",
     "builder",
+    "inference_layers",
     "layers",
     "network",
     "outline",
     "receptive_field",
-    "sliced_pooling",
     "structures",
     "tensor_matching",
     "trained_network",

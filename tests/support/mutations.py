@@ -380,7 +380,7 @@ MUTATIONS = [
         ("similarities are summed in float32",
          "first_MD, second_MD, dtype=np.float64)", "first_MD, second_MD)"),
     ),
-    *faults("model.sliced_pooling", "model/test_sliced_pooling.py",
+    *faults("model.inference_layers", "model/test_inference_layers.py",
         ("pooling overwrites its input",
          "slices[0].clone(memory_format=torch.channels_last)", "slices[0].contiguous(memory_format=torch.channels_last)"),
         ("incomplete windows are left out",

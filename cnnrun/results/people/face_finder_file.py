@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cnnrun.base.atomic_files import make_folder, write_file
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.model.builder import Builder
+from cnnrun.model.inference_layers import replace_slow_layers
 from cnnrun.model.receptive_field import LayerOutput
-from cnnrun.model.sliced_pooling import replace_max_pools
 from cnnrun.model.tensor_matching import TensorMismatchError, match_by_name
 from cnnrun.model.weights_file import file_digest, parse_description, read_weights_file
 from cnnrun.results.people.face_finder import CascadeNetworks, FaceFinder
@@ -69,7 +69,7 @@ def read_finder_file(path: Path, device: torch.device) -> FaceFinder:
     """Read a face finder from a file. Raises CheckpointError if the file is not a valid one."""
     networks = read_cascade_networks(path)
     for network in networks.values():
-        replace_max_pools(network.to(device).to(memory_format=torch.channels_last))
+        replace_slow_layers(network.to(device).to(memory_format=torch.channels_last))
     return FaceFinder(CascadeNetworks(*networks.values()), file_digest(path), device)
 
 
