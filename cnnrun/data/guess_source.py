@@ -16,6 +16,7 @@ from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.user_paths import read_errors
 from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 from cnnrun.data.sources.table_files import Rows, read_rows
+from cnnrun.data.sources.yolo import Yolo
 from cnnrun.data.split_names import parse_split_name
 
 _TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
@@ -61,6 +62,8 @@ def _guess_folder(path: Path) -> Any:
         raise _voc_error(path / "Annotations")
     if json_files := sorted((path / "annotations").glob("*.json")):
         raise _coco_error(json_files[0])
+    if ((path / "images").is_dir() and (path / "labels").is_dir()) or (path / "data.yaml").is_file():
+        raise _yolo_error(path)
     if any("-idx3-ubyte" in entry.name for entry in entries):
         return {"idx": str(path)}
     if _has_image_folders(entries):
@@ -148,6 +151,17 @@ def _voc_error(folder: Path) -> ConfigError:
             text = read_bytes(file, DataError, 1 << 20).decode("utf-8", "replace")
             objects.update(re.findall(r"<object>\s*<name>([^<]{1,100})</name>", text))
     return _detection_error(folder, "a VOC tree", len(files), dict(objects))
+
+
+def _yolo_error(path: Path) -> ConfigError:
+    """Error that `init` writes no config for YOLO's layout, with the objects that it has."""
+    contents = Yolo(path=str(path)).read_boxes()
+    images = sum(len(split) for split in contents.splits.values())
+    objects: Counter[str] = Counter()
+    for split in contents.splits.values():
+        assert split.objects is not None
+        objects.update(contents.classes[label] for label in split.objects.columns["objects"].tolist())
+    return _detection_error(path, "YOLO's layout", images, dict(objects))
 
 
 def _coco_error(path: Path) -> ConfigError:

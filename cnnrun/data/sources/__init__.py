@@ -10,8 +10,9 @@ from cnnrun.data.sources.masks import MaskFolders
 from cnnrun.data.sources.shards import Shards
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
+from cnnrun.data.sources.yolo import Yolo
 
 __all__ = ["Source", "table_files"]
 
 
-Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | DigitScenes | MaskFolders
+Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | Yolo | DigitScenes | MaskFolders
