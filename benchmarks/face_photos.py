@@ -45,7 +45,7 @@ for photo in photos:
 print(json.dumps(times))
 """
 FINDER = f"""
-from cnnrun.results.people.face_finder_file import read_finder_file
+from cnnrun.results.people.cascade_weights import read_finder_file
 finder = read_finder_file(Path({str(MODELS / "face-finder.safetensors")!r}), torch.device("cpu"))
 def call(photo):
     finder.find(np.asarray(photo))
@@ -106,7 +106,7 @@ def count_false_finds(folders: list[Path]) -> None:
     from cnnrun.data.image_paths import list_images
     from cnnrun.data.image_settings import ImageSettings
     from cnnrun.results.people.alignment import FaceTemplate
-    from cnnrun.results.people.face_finder_file import read_finder_file
+    from cnnrun.results.people.cascade_weights import read_finder_file
     from cnnrun.results.people.face_photos import FaceReader
 
     finder = read_finder_file(MODELS / "face-finder.safetensors", torch.device("cpu"))

@@ -19,7 +19,7 @@ from cnnrun.model.network import build_network
 from cnnrun.model.tensor_matching import match_in_order
 from cnnrun.model.untrusted_pickle import read_state_dict
 from cnnrun.model.weights_file import parse_description, write_weights_file
-from cnnrun.results.people.face_finder_file import NETWORKS, build_cascade_network, write_finder_file
+from cnnrun.results.people.cascade_weights import NETWORKS, build_cascade_network, write_finder_file
 
 FINDER_ORIGIN = {
     "source": "facenet-pytorch 2.6.0 (Tim Esler), after David Sandberg's conversion of the authors' networks",

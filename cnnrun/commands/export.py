@@ -26,7 +26,10 @@ export_app = typer.Typer(help="Write a trained network as a file for other progr
 @export_app.command("onnx")
 def export_onnx(
     run: RunOrWeights = None,
-    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/exports/model.onnx.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; by default RUN/exports/model.onnx, or WEIGHTS_exported.onnx."),
+    ] = None,
     split: SplitName = None,
     images: ParityImages = None,
     runs: Runs = Path("runs"),
@@ -42,7 +45,9 @@ def export_onnx(
 @export_app.command("code")
 def export_code(
     run: RunOrWeights = None,
-    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/exports/model.py.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default RUN/exports/model.py, or WEIGHTS_exported.py.")
+    ] = None,
     split: SplitName = None,
     images: ParityImages = None,
     runs: Runs = Path("runs"),

@@ -12,11 +12,13 @@ from cnnrun.commands.options import Device, Finder, Json, Runs
 
 def faces(
     photos: Annotated[list[Path], typer.Argument(help="Photos, and folders of photos.", metavar="PHOTOS")],
-    out: Annotated[Path, typer.Option(help="The folder for the faces, and for their table faces.csv.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the faces, and for their table faces.csv.")],
     run: Annotated[
         Path | None, typer.Option(help="Align for this run or weights file of task verify; by default for --size.")
     ] = None,
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width of the faces in pixels.")] = 150,
+    size: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Height and width of the faces in pixels; by default 150.")
+    ] = None,
     min_face: Annotated[int, typer.Option(min=12, help="Side of the smallest face to find, in pixels.")] = 20,
     enlarge: Annotated[int, typer.Option(min=1, max=8, help="Enlarge photos first, if a face fills them.")] = 1,
     margin: Annotated[

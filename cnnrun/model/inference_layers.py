@@ -50,7 +50,7 @@ def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 class RowPReLU(nn.Module):
-    """PReLU over whole rows of feature maps [B, C, H, W]; results are equal to those of nn.PReLU."""
+    """PReLU with a slope per channel, over whole rows of feature maps; results are equal to those of nn.PReLU."""
 
     def __init__(self, weight_C: Tensor) -> None:
         super().__init__()
@@ -66,11 +66,16 @@ class RowPReLU(nn.Module):
 
 
 def replace_slow_layers(network: nn.Module) -> None:
-    """Replace, in place, max pools that neither pad nor dilate, and PReLU of feature maps with an odd channel count."""
+    """Replace, in place, max pools that neither pad nor dilate, and PReLU of feature maps that do not fill vectors."""
     for module in list(network.modules()):
         is_convolution = any(isinstance(child, nn.Conv2d) for child in module.children())
         for name, child in module.named_children():
             if isinstance(child, nn.MaxPool2d) and child.padding in (0, (0, 0)) and child.dilation in (1, (1, 1)):
                 setattr(module, name, SlicedMaxPool(_pair(child.kernel_size), _pair(child.stride), child.ceil_mode))
-            if isinstance(child, nn.PReLU) and is_convolution and child.num_parameters % _VECTOR:
+            if (
+                isinstance(child, nn.PReLU)
+                and is_convolution
+                and child.num_parameters > 1
+                and child.num_parameters % _VECTOR
+            ):
                 setattr(module, name, RowPReLU(child.weight.detach()))

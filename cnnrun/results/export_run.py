@@ -37,6 +37,8 @@ def export_run(
     the format.
     """
     if run is not None and run.suffix == ".safetensors":
+        if split:
+            raise ConfigError("--split is for runs; a weights file has no data, and is compared on --images")
         return _export_weights(export_format, run, images, out)
     if images:
         raise ConfigError("--images is for weights files; a run is compared on its own data (--split)")
@@ -53,7 +55,8 @@ def export_run(
 
 
 def _export_weights(export_format: Format, weights: Path, paths: Sequence[Path], out: Path | None) -> dict[str, Any]:
-    path = out or weights.with_suffix(export_format.suffix)
+    # Not the weights' own name: an export may write a safetensors file beside its code.
+    path = out or weights.with_name(f"{weights.stem}_exported{export_format.suffix}")
     _check_suffix(path, export_format)
     if not paths:
         raise ConfigError(f"{escape(str(weights))}: a weights file has no data; give --images to compare results on")

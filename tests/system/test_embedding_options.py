@@ -171,6 +171,31 @@ def test_a_network_without_landmarks_takes_no_photos(run, tmp_path, run_cli):
     assert "does not say where a face's landmarks are" in err
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.verify.threshold=-0.6", "no distance is a match at -0.6"),
+        (
+            "task.verify.landmarks={left_eye: [50, 10], right_eye: [20, 10]}",
+            "left_eye must lie to the left of right_eye",
+        ),
+        ("task.verify.landmarks={left_eye: [20, 10], right_eye: [20.05, 10]}", "by a pixel or more"),
+        ("task.verify.landmarks={left_eye: [-1, 10], right_eye: [20, 10]}", "must be at least 0; got -1"),
+    ],
+)
+def test_thresholds_and_landmarks_that_cannot_be_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        build_experiment("euclidean", override)
+
+
+def test_explained_embeddings_are_directions(opened):
+    trained, images, _ = opened
+    with torch.no_grad():
+        scores = trained.task.showing.class_scores(trained.network(images), trained.choices)
+    assert scores.quantity == "cosine"
+    torch.testing.assert_close(scores.display_BK.norm(dim=1), torch.ones(len(images)))
+
+
 def test_losses_that_ignore_an_embeddings_length_are_refused_for_distances():
     with pytest.raises(ConfigError, match="similarity: euclidean needs loss: triplet; arcface ignores"):
         build_experiment("euclidean", "task.verify.loss=arcface")

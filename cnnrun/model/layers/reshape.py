@@ -31,7 +31,7 @@ class Flatten(LayerSpec):
     main = "order"
     example = {"order": "hwc"}
     order: Literal["chw", "hwc", "whc"] = "chw"
-    """Order of channels (c), rows (h) columns (w), slowest first; TensorFlow's weights need `hwc`, MATLAB's `whc`."""
+    """Channels (c), rows (h) and columns (w), the slowest first; TensorFlow's weights need `hwc`, MATLAB's `whc`."""
 
     def build(self, in_shape: Shape) -> nn.Module:
         if self.order == "chw":

@@ -4,12 +4,12 @@
 """
 
 __all__ = [
+    "cascade_weights",
     "embeddings",
     "enrolment",
     "export_finder",
     "face_crops",
     "face_finder",
-    "face_finder_file",
     "face_photos",
     "gallery_file",
     "identification",

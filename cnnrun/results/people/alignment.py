@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,16 @@ class FaceTemplate:
         matching, (_, height, width) = trained.task.matching, trained.facts.image_shape
         if matching is None or not matching.landmarks:
             raise ConfigError("this network does not say where a face's landmarks are (task.verify.landmarks)")
+        for name, (x, y) in matching.landmarks.items():
+            if x > width or y > height:
+                raise ConfigError(
+                    f"landmark {name} at ({x:g}, {y:g}) is outside of the image of {width}x{height} pixels"
+                )
         return cls(matching.landmarks, (height, width))
+
+    def to_json(self) -> str:
+        """Return the template as text, which is equal for equal templates."""
+        return json.dumps([list(self.size), {name: list(point) for name, point in sorted(self.landmarks.items())}])
 
     @classmethod
     def default(cls, side: int) -> FaceTemplate:
@@ -43,10 +53,17 @@ class FaceTemplate:
 
 @dataclass(frozen=True)
 class AlignedFace:
-    """A face cut out of its photo, upright RGB pixels, and how many pixels it has for one of the photo."""
+    """A face cut out of its photo, upright RGB pixels, and how many pixels it has for one of the photo.
+
+    The pixels are black if the face is far too small.
+    """
 
     pixels_HWC: NDArray[np.uint8]
     enlargement: float
+
+
+# A face that is enlarged more is not cut out: it would be a few blurred pixels.
+MAX_ENLARGEMENT = 50.0
 
 
 def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemplate) -> AlignedFace:
@@ -55,8 +72,10 @@ def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemp
 
     indices = [LANDMARKS.index(name) for name in template.landmarks]
     target = np.array(list(template.landmarks.values()), np.float64)
-    scale_and_turn, shift = fit_similarity(landmarks_52[indices].astype(np.float64), target)
+    scale_and_turn, shift = fit_similarity_transform(landmarks_52[indices].astype(np.float64), target)
     enlargement = float(np.hypot(*scale_and_turn[0]))
+    if not enlargement < MAX_ENLARGEMENT:  # also where the landmarks coincide
+        return AlignedFace(np.zeros((*template.size, 3), np.uint8), enlargement)
     # A transform that shrinks would skip pixels, so the photo is reduced to about twice the face's size before.
     reduction = max(1, int(0.5 / enlargement))
     inverse = np.linalg.inv(scale_and_turn)
@@ -69,7 +88,7 @@ def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemp
     return AlignedFace(np.asarray(face, np.uint8), enlargement)
 
 
-def fit_similarity(
+def fit_similarity_transform(
     source_K2: NDArray[np.float64], target_K2: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit the matrix [2, 2] and shift [2] of the similarity transform that is nearest in least squares.
@@ -79,7 +98,8 @@ def fit_similarity(
     source, target = source_K2 - source_K2.mean(0), target_K2 - target_K2.mean(0)
     # As complex numbers, scale and rotation are one factor.
     source_K, target_K = source @ (1, 1j), target @ (1, 1j)
-    factor = np.vdot(source_K, target_K) / np.vdot(source_K, source_K).real
+    spread = np.vdot(source_K, source_K).real
+    factor = np.vdot(source_K, target_K) / spread if spread > 0 else complex(np.inf, 0)
     matrix = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return matrix, target_K2.mean(0) - matrix @ source_K2.mean(0)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cnnrun.experiment.open_run import open_network
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results.inference import InferenceNetwork, compute_results
 from cnnrun.results.people.alignment import FaceTemplate
-from cnnrun.results.people.face_finder_file import find_finder_file, read_finder_file
+from cnnrun.results.people.cascade_weights import find_finder_file, read_finder_file
 from cnnrun.results.people.face_photos import FaceReader, PhotoFace, choose_single_face
 from cnnrun.results.people.gallery_file import GalleryMaker
 
@@ -63,6 +64,8 @@ class IdentityOptions:
     def _open_reader(self, trained: TrainedNetwork, matching: Matching) -> FaceReader | None:
         find = self.photos.find
         if find is False or (find is None and not matching.landmarks):
+            if self.photos.finder is not None:
+                raise ConfigError("--finder: no faces are looked for here; give --find, or leave the option out")
             return None
         template = FaceTemplate.of_network(trained)
         finder = read_finder_file(find_finder_file(self.photos.finder, self.run), self.device)
@@ -74,12 +77,14 @@ class IdentityOptions:
         if self.threshold is not None and self.far is not None:
             raise ConfigError("--threshold and --far: give one of them")
         if self.threshold is not None:
-            similarity = matching.similarity.shown(self.threshold)
+            similarity = matching.similarity.from_display(self.threshold)
             if similarity > matching.similarity.largest:
                 raise ConfigError(f"--threshold {self.threshold:g}: no {matching.similarity.name} is a match then")
             return SimilarityThreshold(similarity, None)
         point = matching.find_operating_point(choices, self.far)
         if point is None and self.far is None and matching.published_threshold is not None:
+            if matching.landmarks and embedder.reader is None:
+                say("the published threshold is for aligned faces; --no-find takes the images as they are")
             return SimilarityThreshold(matching.published_threshold, None)
         if point is None:
             available = ", ".join(f"{point.far:g}" for point in choices.operating_points) or "none"
@@ -106,30 +111,45 @@ class Embedder:
     @property
     def maker(self) -> GalleryMaker:
         """What computes the embeddings, as a gallery records it."""
-        finder = self.reader.finder.digest if self.reader else ""
-        return GalleryMaker(self.trained.digest, finder, self.matching.similarity.kind)
+        kind = self.matching.similarity.kind
+        if self.reader is None:
+            return GalleryMaker(self.trained.digest, similarity=kind)
+        return GalleryMaker(self.trained.digest, self.reader.finder.digest, self.reader.template.to_json(), kind)
 
     def embed_images(self, paths: Sequence[Path], batch: int) -> list[EmbeddedImage]:
         """Embed the one person of each file. Raises DataError with a line for each file that has not exactly one."""
-        images = [image for _, image in self.each_image(paths, batch)]
+        images = [image for _, image in self.embed_each(paths, batch)]
         if problems := [str(image) for image in images if isinstance(image, DataError)]:
             raise DataError(*problems)
         return [image for image in images if isinstance(image, EmbeddedImage)]
 
-    def each_image(self, paths: Iterable[Path], batch: int) -> Iterator[tuple[Path, EmbeddedImage | DataError]]:
+    def embed_each(self, paths: Iterable[Path], batch: int) -> Iterator[tuple[Path, EmbeddedImage | DataError]]:
         """Embed the one person of each file, or give the reason in its place."""
         if self.reader:
-            for path in paths:
-                try:
-                    face = choose_single_face(path, self.reader.read_faces(path))
-                    yield path, EmbeddedImage(self._embed_faces([face])[0], face)
-                except DataError as error:
-                    yield path, error
+            source = iter(paths)
+            while chunk := list(itertools.islice(source, batch)):
+                yield from zip(chunk, self._embed_photos(self.reader, chunk), strict=True)
             return
-        for chunk, results, _ in compute_results(self.trained, paths, batch):
+        for files, results, _ in compute_results(self.trained, paths, batch):
             embeddings = iter(self.matching.embeddings(results).cpu().numpy() if results else ())
-            for path, problem in chunk:
+            for path, problem in files:
                 yield path, EmbeddedImage(next(embeddings)) if problem is None else problem
+
+    def _embed_photos(self, reader: FaceReader, paths: Sequence[Path]) -> Iterator[EmbeddedImage | DataError]:
+        """Embed the one face of each photo, or give the reason in its place."""
+        chosen: list[PhotoFace | DataError] = []
+        for path in paths:
+            try:
+                chosen.append(choose_single_face(path, reader.read_faces(path)))
+            except DataError as error:
+                chosen.append(error)
+        embeddings = iter(self._embed_faces([face for face in chosen if isinstance(face, PhotoFace)]))
+        for face in chosen:
+            if isinstance(face, DataError):
+                yield face
+            else:  # without its pixels, which nobody needs any more
+                no_pixels = np.empty((0, 0, 3), np.uint8)
+                yield EmbeddedImage(next(embeddings), replace(face, pixels_HWC=no_pixels))
 
     def embed_photo(self, path: Path) -> list[tuple[PhotoFace, Embeddings | None]]:
         """Find the faces of a photo, and embed those that can be recognised. Raises DataError if it is unreadable."""

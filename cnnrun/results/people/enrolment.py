@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cnnrun.base.atomic_files import storage_errors
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
+from cnnrun.base.locks import hold_lock
 from cnnrun.base.progress import say
 from cnnrun.base.similarity import Embeddings
 from cnnrun.data.image_files import is_image_name
@@ -25,36 +28,63 @@ def enroll_people(
 ) -> dict[str, Any]:
     """Create a gallery from a folder of people, add people to it or remove them; returns its people.
 
-    Without a folder and names to remove, the gallery is only read. Raises ConfigError for arguments that do not fit.
+    Without a folder and names to remove, the gallery is only read. Only a folder needs the network. Another process
+    that changes the gallery at the same moment waits. Raises ConfigError for arguments that do not fit.
     """
     _check_arguments(folder, gallery_path, add, remove)
-    if folder is None and not remove:  # reading needs no network
+    if folder is None and not remove:
         return _summarize_gallery(gallery_path, gallery_file.read_gallery(gallery_path), [], [])
+    if folder is None:
+        with _hold_gallery(gallery_path):
+            gallery = gallery_file.remove_people(gallery_file.read_gallery(gallery_path), remove)
+            assert gallery is not None
+            gallery_file.write_gallery(gallery_path, gallery)
+        return _summarize_gallery(gallery_path, gallery, [], list(remove))
     embedder = options.open_embedder()
-    existing = gallery_file.read_gallery(gallery_path) if gallery_path.exists() else None
-    if existing is not None and folder is not None and not add:
-        return _confirm_same_people(embedder, folder, gallery_path, existing, batch)
-    if existing is not None:
+    if gallery_path.exists():  # before hours of embedding
+        existing = gallery_file.read_gallery(gallery_path)
         gallery_file.refuse_other_maker(existing, gallery_path, embedder.maker, embedder.matching.dimension)
+    people = _embed_people(embedder, folder, batch)
+    with _hold_gallery(gallery_path):
+        return _change_gallery(gallery_path, embedder, people, add, remove)
+
+
+def _change_gallery(
+    path: Path, embedder: Embedder, people: dict[str, Embeddings], add: bool, remove: Sequence[str]
+) -> dict[str, Any]:
+    """Remove people from the gallery as it is now, add these, and write it."""
+    existing: Gallery | None = None
+    if path.exists():
+        existing = gallery_file.read_gallery(path)
+        gallery_file.refuse_other_maker(existing, path, embedder.maker, embedder.matching.dimension)
+    if existing is not None and not add:
+        return _confirm_same_people(path, existing, embedder, people)
     if existing is not None and remove:
-        existing = gallery_file.remove_people(existing, remove, allow_empty=folder is not None)
-    people = _embed_people(embedder, folder, batch) if folder else {}
-    gallery, duplicates = gallery_file.add_people(existing, embedder.maker, people) if people else (existing, 0)
-    assert gallery is not None
+        existing = gallery_file.remove_people(existing, remove, allow_empty=True)
+    gallery, duplicates = gallery_file.add_people(existing, embedder.maker, people)
     if duplicates:
         say(f"images left out: {duplicates:,}; each has the same embedding as another image of the same person")
-    gallery_file.write_gallery(gallery_path, gallery)
-    return _summarize_gallery(gallery_path, gallery, sorted(people), list(remove))
+    gallery_file.write_gallery(path, gallery)
+    return _summarize_gallery(path, gallery, sorted(people), list(remove))
+
+
+@contextmanager
+def _hold_gallery(path: Path) -> Iterator[None]:
+    """Hold a gallery's lock, a hidden file beside it, while it is read, changed and written."""
+    name = escape(str(path))
+    lock = path.with_name(f".{path.name}.lock")
+    with storage_errors(lock, 0), hold_lock(lock, lambda: say(f"{name}: waiting for another process to change it")):
+        yield
 
 
 def _confirm_same_people(
-    embedder: Embedder, folder: Path, gallery_path: Path, existing: Gallery, batch: int
+    gallery_path: Path, existing: Gallery, embedder: Embedder, people: dict[str, Embeddings]
 ) -> dict[str, Any]:
-    """Summarize an existing gallery of this same folder: repeating the command changes nothing.
+    """Summarize an existing gallery of these same people: repeating the command changes nothing.
 
     Raises ConfigError if the gallery holds anything else.
     """
-    enrolled, _ = gallery_file.add_people(None, embedder.maker, _embed_people(embedder, folder, batch))
+    enrolled, _ = gallery_file.add_people(None, embedder.maker, people)
     if not enrolled.is_same(existing):
         raise ConfigError(f"--gallery {escape(str(gallery_path))}: already exists; use --add to add these people")
     say(f"{gallery_path} already holds these people")

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.base.atomic_files import make_folder, write_file
-from cnnrun.base.errors import ParityError, escape
+from cnnrun.base.errors import DataError, ParityError, escape
 from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.export.onnx import Onnx
-from cnnrun.results.people.face_finder_file import NETWORKS, find_finder_file, read_cascade_networks
+from cnnrun.results.people.cascade_weights import NETWORKS, find_finder_file, read_cascade_networks
 
-_MAX_PHOTOS, _CROPS_PER_PHOTO = 16, 8
+_MAX_PHOTOS, _CROPS_PER_PHOTO, _MIN_SIDE_PX = 16, 8, 48
 _TOLERANCE = 1e-4  # of scores, and of offsets as fractions of a box
 
 
@@ -42,6 +42,9 @@ def write_finder_networks(finder: Path | None, paths: Sequence[Path], out: Path)
     """
     path = find_finder_file(finder, None)
     photos = [_read_photo(photo) for photo in list(list_images(paths))[:_MAX_PHOTOS]]
+    photos = [photo for photo in photos if min(photo.shape[:2]) >= _MIN_SIDE_PX]
+    if not photos:
+        raise DataError(f"no photo of {_MIN_SIDE_PX} pixels a side or more to compare the networks on")
     files, records = dict[str, bytes](), []
     for name, network in read_cascade_networks(path).items():
         files[name], record = _export(name, PixelNetwork(network).eval(), _inputs(name, photos))
@@ -64,11 +67,11 @@ def _inputs(name: str, photos: Sequence[Tensor]) -> list[Tensor]:
     side, generator = NETWORKS[name][0], torch.Generator().manual_seed(0)
     inputs = []
     for photo in photos:
-        height, width = (max(1, size - side) for size in photo.shape[:2])
+        height, width = (size - side + 1 for size in photo.shape[:2])
         tops = torch.randint(height, (_CROPS_PER_PHOTO,), generator=generator).tolist()
         lefts = torch.randint(width, (_CROPS_PER_PHOTO,), generator=generator).tolist()
         crops = [photo[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)]
-        inputs.append(torch.stack([crop for crop in crops if crop.shape[:2] == (side, side)]))
+        inputs.append(torch.stack(crops))
         if name == "mtcnn_pnet":
             inputs.append(photo[None, :: 1 + height // 200, :: 1 + width // 200])
     return inputs
@@ -93,6 +96,7 @@ def _export(name: str, module: PixelNetwork, inputs: Sequence[Tensor]) -> tuple[
             for expected, actual in zip(module(pixels), artefact(pixels.numpy()), strict=True)
         ]
         data = path.read_bytes()
-    if not max(differences) <= _TOLERANCE:
-        raise ParityError(f"{escape(name)}: its results differ from the network's by {max(differences):.2e}")
-    return data, {"inputs_compared": sum(map(len, inputs)), "largest_difference": float(max(differences))}
+    largest = float(np.max(differences))  # not a number if one of them is
+    if not largest <= _TOLERANCE:
+        raise ParityError(f"{escape(name)}: its results differ from the network's by {largest:.2e}")
+    return data, {"inputs_compared": sum(map(len, inputs)), "largest_difference": largest}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnnrun.base.atomic_files import is_own_file, make_folder, write_text
+from cnnrun.base.atomic_files import make_folder, write_text
 from cnnrun.base.errors import ConfigError, DataError, escape, escape_cell
 from cnnrun.contracts.prediction import CaptionedBox, Overlay, Prediction
 from cnnrun.data.image_paths import list_images
@@ -19,8 +19,8 @@ from cnnrun.data.image_settings import ImageSettings
 from cnnrun.experiment.open_run import open_network
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.results.people.alignment import FaceTemplate
+from cnnrun.results.people.cascade_weights import find_finder_file, read_finder_file
 from cnnrun.results.people.face_finder import LANDMARKS
-from cnnrun.results.people.face_finder_file import find_finder_file, read_finder_file
 from cnnrun.results.people.face_photos import FaceReader, PhotoFace, PhotoSettings
 from cnnrun.results.predict import PredictedFile, overlay_drawer
 
@@ -30,20 +30,19 @@ _GENERATOR = "cnnrun faces"  # written into the PNG files, which marks them as o
 
 @dataclass(frozen=True)
 class FacesInPhoto(Prediction):
-    """The faces of a photo, and the file that each was written to."""
+    """The faces of a photo, and the file that each was written to; None for one that cannot be recognised."""
 
     faces: Sequence[PhotoFace]
-    files: Sequence[Path]
+    files: Sequence[Path | None]
 
     def to_json(self) -> dict[str, Any]:
         pairs = zip(self.files, self.faces, strict=True)
-        return {"faces": [{"file": str(file)} | face.to_json() for file, face in pairs]}
+        return {"faces": [{"file": file and str(file)} | face.to_json() for file, face in pairs]}
 
     def to_text(self) -> str:
         if not self.faces:
             return "no face found"
-        texts = [f"{file.name} ({face.problem or f'score {face.score:.3f}'})" for file, face in self._pairs()]
-        return "  ".join(texts)
+        return "  ".join(file.name if file else f"left out: {face.problem}" for file, face in self._pairs())
 
     def csv_columns(self) -> list[str]:
         points = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
@@ -53,13 +52,13 @@ class FacesInPhoto(Prediction):
         rows = []
         for file, face in self._pairs():
             sides = [round(side, 1) for side in (*face.box, *(side for point in face.landmarks for side in point))]
-            rows.append([str(file), *sides[:4], face.score, *sides[4:], face.problem])
+            rows.append([str(file or ""), *sides[:4], face.score, *sides[4:], face.problem])
         return rows or [[]]
 
     def overlay(self) -> Overlay:
         return Overlay([CaptionedBox(face.box, face.problem.split(" (")[0], 0) for face in self.faces])
 
-    def _pairs(self) -> Iterator[tuple[Path, PhotoFace]]:
+    def _pairs(self) -> Iterator[tuple[Path | None, PhotoFace]]:
         return zip(self.files, self.faces, strict=True)
 
 
@@ -70,15 +69,20 @@ class CropOptions:
     run: Path | None
     runs: Path
     device: torch.device
-    size: int
+    size: int | None
     finder: Path | None
     photos: PhotoSettings
 
     def open_reader(self) -> FaceReader:
-        """Open the face finder with the template of the network, or with dlib's in the given size."""
+        """Open the face finder with the template of the network, or with dlib's in the given size, by default its own.
+
+        Raises ConfigError if both are given.
+        """
+        if self.run is not None and self.size is not None:
+            raise ConfigError("--size and --run: give one of them; a network has its own size")
         finder = read_finder_file(find_finder_file(self.finder, self.run), self.device)
         if self.run is None:
-            return FaceReader(finder, FaceTemplate.default(self.size), ImageSettings(), self.photos)
+            return FaceReader(finder, FaceTemplate.default(self.size or 150), ImageSettings(), self.photos)
         trained = open_network(self.run, self.runs, self.device)
         return FaceReader(finder, FaceTemplate.of_network(trained), trained.image, self.photos)
 
@@ -86,45 +90,54 @@ class CropOptions:
 def cut_faces(
     reader: FaceReader, paths: Sequence[Path], out: Path, draw_folder: Path | None
 ) -> Iterator[PredictedFile]:
-    """Write the aligned faces of photos into `out`, in the photos' own subfolders, and a table of them.
+    """Write the aligned faces of photos into the new folder `out`, in the photos' own subfolders, and a table of them.
 
-    Raises ConfigError if `out` holds images that cnnrun did not write. Yields each photo with its faces.
+    Faces that cannot be recognised are only in the table. Raises ConfigError if `out` is not empty. Yields each photo
+    with its faces.
     """
     photos = [(path, root) for root in paths for path in list_images([root])]
-    prepare_folder(out)
-    draw = overlay_drawer(draw_folder, reader.image)
-    names, table = set[Path](), io.StringIO(newline="")
+    _make_empty_folder(out)
+    if draw_folder is not None and draw_folder.resolve() == out.resolve():
+        raise ConfigError(f"--draw and --out {escape(str(out))}: would replace each other's files; give two folders")
+    draw, names, rows = overlay_drawer(draw_folder, reader.image), set[Path](), list[list[Any]]()
+    try:
+        for path, root in photos:
+            try:
+                faces = reader.read_faces(path)
+            except DataError as error:
+                yield PredictedFile(path, None, str(error))
+                continue
+            subfolder = path.parent.relative_to(root) if root.is_dir() else Path()
+            files = [None if face.problem else _choose_name(out / subfolder, path.stem, names) for face in faces]
+            for file, face in zip(files, faces, strict=True):
+                if file is not None:
+                    make_folder(file.parent)
+                    write_png(file, face.pixels_HWC, _GENERATOR)
+            predicted = PredictedFile(path, FacesInPhoto(faces, files))
+            draw(predicted)
+            in_folder = FacesInPhoto(faces, [file and file.relative_to(out) for file in files])
+            rows += [[str(path), *row] for row in in_folder.csv_rows()]
+            yield predicted
+    finally:  # also when the command is stopped: a table of what was written
+        write_text(out / TABLE, _format_table(rows))
+
+
+def _format_table(rows: Sequence[Sequence[Any]]) -> str:
+    columns, table = ["photo", *FacesInPhoto((), ()).csv_columns()], io.StringIO(newline="")
     writer = csv.writer(table)
-    columns = FacesInPhoto((), ()).csv_columns()
-    writer.writerow(["photo", *columns])
-    for path, root in photos:
-        try:
-            faces = reader.read_faces(path)
-        except DataError as error:
-            yield PredictedFile(path, None, str(error))
-            continue
-        subfolder = path.parent.relative_to(root) if root.is_dir() else Path()
-        files = [_choose_name(out / subfolder, path.stem, names) for _ in faces]
-        for file, face in zip(files, faces, strict=True):
-            make_folder(file.parent)
-            write_png(file, face.pixels_HWC, _GENERATOR)
-        predicted = PredictedFile(path, FacesInPhoto(faces, files))
-        draw(predicted)
-        for row in FacesInPhoto(faces, [file.relative_to(out) for file in files]).csv_rows():
-            cells = (str(path), *row, *[""] * (len(columns) - len(row)))
-            writer.writerow([escape_cell(cell) if isinstance(cell, str) else cell for cell in cells])
-        yield predicted
-    write_text(out / TABLE, table.getvalue())
+    writer.writerow(columns)
+    for row in rows:
+        cells = (*row, *[""] * (len(columns) - len(row)))
+        writer.writerow([escape_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+    return table.getvalue()
 
 
-def prepare_folder(out: Path) -> None:
-    """Make the folder. Raises ConfigError if it is a file, or holds images that cnnrun did not write."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {escape(str(out))}: is a file; give a folder")
+def _make_empty_folder(out: Path) -> None:
+    """Make the folder. Raises ConfigError if it is a file or has anything in it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        reason = "is not empty" if out.is_dir() else "is a file"
+        raise ConfigError(f"--out {escape(str(out))}: {reason}; give a new folder")
     make_folder(out)
-    for path in out.rglob("*.png"):
-        if not is_own_file(path, _GENERATOR.encode()):
-            raise ConfigError(f"--out {escape(str(out))}: holds PNG files that cnnrun did not write; choose another")
 
 
 def _choose_name(folder: Path, stem: str, names: set[Path]) -> Path:

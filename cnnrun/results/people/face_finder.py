@@ -19,7 +19,8 @@ _CROP_SIDES = (24, 48)  # inputs of the refinement and the output network
 _MIN_SCORES = (0.6, 0.7, 0.7)
 _PYRAMID_FACTOR = 0.709  # each size of the image has about half the area of the one before
 _MAX_STRIP_PIXELS = 1 << 20  # of a resized image that the proposal network sees at once, to bound memory
-_MAX_CROPS = 512  # faces that are judged at once, to bound memory
+_MAX_CROPS = 512  # crops that are judged at once, to bound memory
+_MAX_FACES = 1_000  # in one image; the most certain ones are remaining
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ class FaceFinder:
         """Square boxes [N, 4] that may hold a face."""
         proposals = [self._propose_at_scale(areas, scale) for scale in _pyramid_scales(areas, min_face_px)]
         boxes, scores, offsets = _join(proposals, (4, 1, 4), self._device)
-        kept = _suppress(boxes, scores[:, 0], 0.7)
-        return _keep_inside(areas, face_boxes.make_square(face_boxes.move_edges(boxes[kept], offsets[kept], 0)))
+        remaining = _suppress(boxes, scores[:, 0], 0.7)
+        return _keep_inside(
+            areas, face_boxes.make_square(face_boxes.move_edges(boxes[remaining], offsets[remaining], 0))
+        )
 
     def _propose_at_scale(self, areas: SummedAreas, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [N, 4], scores [N, 1] and offsets [N, 4] of the windows of one size of the image."""
@@ -79,8 +82,8 @@ class FaceFinder:
             boxes = torch.cat([corners_N2 / scale, (corners_N2 + WINDOW_PX - 1) / scale], 1).floor()
             strips.append((boxes, scores_RW[row, column][:, None], offsets_1CRW[0, :, row, column].T))
         boxes, scores, offsets = _join(strips, (4, 1, 4), self._device)
-        kept = _suppress(boxes, scores[:, 0], 0.5)
-        return boxes[kept], scores[kept], offsets[kept]
+        remaining = _suppress(boxes, scores[:, 0], 0.5)
+        return boxes[remaining], scores[remaining], offsets[remaining]
 
     def _strips(self, areas: SummedAreas, scale: float) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The proposal network's outputs for strips of the resized image, each with the strip's first row of cells."""
@@ -89,30 +92,33 @@ class FaceFinder:
         rows_per_strip = max(1, _MAX_STRIP_PIXELS // (STRIDE_PX * width))
         for first_row in range(0, -(-(height - border) // STRIDE_PX), rows_per_strip):
             end = min(height, STRIDE_PX * (first_row + rows_per_strip) + border)
-            pixels = areas.resized(height, width, slice(STRIDE_PX * first_row, end))
+            pixels = areas.resize(height, width, slice(STRIDE_PX * first_row, end))
             yield first_row, *self._networks.proposal(_normalize(pixels))
 
     def _refine(self, areas: SummedAreas, boxes_N4: Tensor) -> Tensor:
         """Square boxes [N, 4] of the proposals that the refinement network accepts."""
         scores, offsets = self._judge_crops(areas, boxes_N4, self._networks.refinement, _CROP_SIDES[0])
-        kept = (scores > _MIN_SCORES[1]).nonzero()[:, 0]
-        kept = kept[_suppress(boxes_N4[kept], scores[kept], 0.7)]
-        return _keep_inside(areas, face_boxes.make_square(face_boxes.move_edges(boxes_N4[kept], offsets[kept], 1)))
+        remaining = (scores > _MIN_SCORES[1]).nonzero()[:, 0]
+        remaining = remaining[_suppress(boxes_N4[remaining], scores[remaining], 0.7)]
+        return _keep_inside(
+            areas, face_boxes.make_square(face_boxes.move_edges(boxes_N4[remaining], offsets[remaining], 1))
+        )
 
     def _accept(self, areas: SummedAreas, boxes_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and landmarks of the faces that the output network accepts, by falling score."""
         scores, offsets, fractions = self._judge_crops(areas, boxes_N4, self._networks.output, _CROP_SIDES[1])
-        kept = scores > _MIN_SCORES[2]
-        boxes, scores = boxes_N4[kept], scores[kept]
-        landmarks = face_boxes.landmarks_in_image(boxes, fractions[kept])
-        boxes = face_boxes.move_edges(boxes, offsets[kept], 1)
+        accepted = (scores > _MIN_SCORES[2]).nonzero()[:, 0]
+        accepted = accepted[scores[accepted].argsort(descending=True, stable=True)[:_MAX_FACES]]
+        boxes, scores = boxes_N4[accepted], scores[accepted]
+        landmarks = face_boxes.landmarks_in_image(boxes, fractions[accepted])
+        boxes = face_boxes.move_edges(boxes, offsets[accepted], 1)
         outermost = face_boxes.keep_outermost(boxes, scores, 0.7)
         return boxes[outermost], scores[outermost], landmarks[outermost]
 
     def _judge_crops(self, areas: SummedAreas, boxes_N4: Tensor, network: nn.Module, side: int) -> tuple[Tensor, ...]:
         """The score of each box, and the network's other outputs."""
-        crops = areas.crops(face_boxes.pixels_of_boxes(boxes_N4, areas.height, areas.width), side)
-        outputs = [network(_normalize(part)) for part in crops.split(_MAX_CROPS)]
+        pixels_N4 = face_boxes.pixels_of_boxes(boxes_N4, areas.height, areas.width)
+        outputs = [network(_normalize(areas.crops(part, side))) for part in pixels_N4.split(_MAX_CROPS)]
         face, *others = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         return face[:, 1], *others
 

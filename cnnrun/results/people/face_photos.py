@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
+from cnnrun.base.progress import say
 from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
 from cnnrun.results.people.alignment import AlignedFace, FaceTemplate, align_face
@@ -19,9 +21,10 @@ from cnnrun.results.people.face_finder import LANDMARKS, FaceFinder
 
 _BORDER_GREY = (128, 128, 128)
 _MIN_SCORE = 0.95  # below it, most finds in pictures without people lie, and almost none of a real face
-_MAX_ENLARGEMENT = 4.0  # of a face by its alignment; with fewer pixels people cannot be told apart
+_MIN_EYE_DISTANCE_PX = 13.0  # in the photo itself; dlib's template has 53, and with fewer people cannot be told apart
 # Blurred to this sharpness, a face of dlib's network moves by about 0.4, where the threshold of a match is 0.6.
 _MIN_SHARPNESS = 0.045
+_SHARPNESS_SIDE_PX = 150  # the size that the limit was found at
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,11 @@ class FaceReader:
                     points_52,
                     float(score),
                     aligned.pixels_HWC,
-                    describe_problem(aligned, float(score)),
+                    describe_problem(aligned, float(score), math.dist(*points_52[:2])),
                 )
             )
         if self.settings.largest and faces:
-            return [max(faces, key=lambda face: face.area)]
+            return [max(faces, key=lambda face: (not face.problem, face.area))]
         return sorted(faces, key=lambda face: face.box[0])
 
     def _prepare(self, photo: Any) -> tuple[Any, tuple[int, int]]:
@@ -117,23 +120,30 @@ class FaceReader:
 
     def _in_photo(self, points_N2: NDArray[np.float32], border_px: tuple[int, int]) -> list[tuple[float, float]]:
         """Convert points of the prepared photo to points of the photo itself."""
-        moved = (points_N2.astype(np.float64) - border_px) / self.settings.enlarge
-        return [(float(x), float(y)) for x, y in moved]
+        points = (points_N2.astype(np.float64) - border_px) / self.settings.enlarge
+        return [(float(x), float(y)) for x, y in points]
 
 
-def describe_problem(face: AlignedFace, score: float) -> str:
+def describe_problem(face: AlignedFace, score: float, eye_distance_px: float) -> str:
     """Reason that the person in a face cannot be recognised; empty for a good face."""
-    if score < _MIN_SCORE:
+    if not score >= _MIN_SCORE:
         return f"perhaps not a face (score {score:.2f}, at least {_MIN_SCORE:g})"
-    if face.enlargement > _MAX_ENLARGEMENT:
-        return f"too small (it would be enlarged {face.enlargement:.1f} times, at most {_MAX_ENLARGEMENT:g})"
+    if not eye_distance_px >= _MIN_EYE_DISTANCE_PX:
+        return f"too small ({eye_distance_px:.0f} pixels between the eyes, at least {_MIN_EYE_DISTANCE_PX:g})"
     if (sharpness := measure_sharpness(face.pixels_HWC)) < _MIN_SHARPNESS:
         return f"too blurred (sharpness {sharpness:.3f}, at least {_MIN_SHARPNESS:g})"
     return ""
 
 
 def measure_sharpness(pixels_HWC: NDArray[np.uint8]) -> float:
-    """Standard deviation of the grey image's Laplacian, divided by that of the grey image."""
+    """Standard deviation of the grey image's Laplacian, divided by that of the grey image, at 150 pixels at most."""
+    from PIL import Image as Pil
+
+    side = max(pixels_HWC.shape[:2])
+    if side > _SHARPNESS_SIDE_PX:
+        factor = _SHARPNESS_SIDE_PX / side
+        size = (round(pixels_HWC.shape[1] * factor), round(pixels_HWC.shape[0] * factor))
+        pixels_HWC = np.asarray(Pil.fromarray(pixels_HWC).resize(size, Pil.Resampling.BILINEAR), np.uint8)
     grey = pixels_HWC.mean(2)
     inner = grey[1:-1, 1:-1]
     laplacian = grey[1:-1, 2:] + grey[1:-1, :-2] + grey[2:, 1:-1] + grey[:-2, 1:-1] - 4 * inner
@@ -141,11 +151,16 @@ def measure_sharpness(pixels_HWC: NDArray[np.uint8]) -> float:
 
 
 def choose_single_face(path: Path, faces: Sequence[PhotoFace]) -> PhotoFace:
-    """Choose the one face of a photo that can be recognised. Raises DataError if there is none, or more than one."""
-    good = [face for face in faces if not face.problem]
-    if len(good) == 1:
-        return good[0]
+    """Choose the one face of a photo that can be recognised, and say which others are left out.
+
+    Raises DataError if there is none, or more than one.
+    """
+    good, bad = ([face for face in faces if bool(face.problem) == is_bad] for is_bad in (False, True))
     name = escape(str(path))
+    if len(good) == 1:
+        for face in bad:
+            say(f"{name}: another face is left out: {face.problem}")
+        return good[0]
     if len(good) > 1:
         raise DataError(f"{name}: {format_count(len(good), 'face')}, but one is expected; cut the person out")
     if not faces:

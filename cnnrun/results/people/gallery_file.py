@@ -33,10 +33,11 @@ SearchMethod = Literal["exact", "faiss"]
 
 @dataclass(frozen=True)
 class GalleryMaker:
-    """What computes embeddings: digests of the network, and of the finder that cut faces out of photos, if one did."""
+    """What computes embeddings: digests of the network and, for photos, of the face finder and the face's template."""
 
     network: str
     finder: str = ""
+    template: str = ""
     similarity: SimilarityKind = "cosine"
 
 
@@ -105,7 +106,7 @@ def write_gallery(path: Path, gallery: Gallery) -> None:
     maker = gallery.maker
     metadata: dict[str, Any] = {"format": FORMAT, "model": maker.network, "people": gallery.people}
     if maker.finder:
-        metadata["finder"] = maker.finder
+        metadata |= {"finder": maker.finder, "template": maker.template}
     if maker.similarity != "cosine":
         metadata["similarity"] = maker.similarity
     tensors: dict[str, NDArray[Any]] = {
@@ -133,7 +134,8 @@ def read_gallery(path: Path) -> Gallery:
         problem = "its description is damaged"
     if problem:
         raise CheckpointError(f"{escape(str(path))}: {problem}")
-    maker = GalleryMaker(description["model"], description.get("finder", ""), description.get("similarity", "cosine"))
+    finder, template = (description.get(key, "") for key in ("finder", "template"))
+    maker = GalleryMaker(description["model"], finder, template, description.get("similarity", "cosine"))
     return Gallery(maker, tuple(description["people"]), embeddings, person)
 
 
@@ -143,7 +145,9 @@ def _gallery_problem(description: Any, embeddings: NDArray[Any], person: NDArray
     if description["format"] != FORMAT:
         return f"written by another version of cnnrun (format {description['format']!r}, this reads {FORMAT})"
     has_names = isinstance(people, list) and all(isinstance(name, str) and name for name in people)
-    has_maker = isinstance(description["model"], str) and isinstance(description.get("finder", ""), str)
+    has_maker = isinstance(description["model"], str) and all(
+        isinstance(description.get(key, ""), str) for key in ("finder", "template")
+    )
     similarity = description.get("similarity", "cosine")
     if not has_names or not has_maker or similarity not in SIMILARITIES or len(set(people)) < len(people):
         return "its description is damaged"
@@ -167,7 +171,7 @@ def _search_exactly(gallery: Gallery, queries_QD: Embeddings, max_people: int) -
     rows: list[list[tuple[int, float]]] = []
     parts = -(-len(queries_QD) * len(gallery.person_N) * 4 // _MAX_SIMILARITY_BYTES) or 1
     for queries in np.array_split(queries_QD, parts):
-        similarities = gallery.similarity.of_all(queries, gallery.embeddings_ND)
+        similarities = gallery.similarity.compare_all(queries, gallery.embeddings_ND)
         if len(starts) < similarities.shape[1]:
             similarities = np.maximum.reduceat(similarities, starts, axis=1)
         for similarities_P in similarities:
@@ -205,8 +209,12 @@ def refuse_other_maker(gallery: Gallery, path: Path, maker: GalleryMaker, dimens
     if gallery.embeddings_ND.shape[1] != dimension:
         sizes = f"{gallery.embeddings_ND.shape[1]} values, the network's have {dimension}"
         raise CheckpointError(f"{name}: its embeddings have {sizes}; enroll the people again")
-    if gallery.maker.finder == maker.finder:
+    if gallery.maker == maker:
         return
+    if gallery.maker.similarity != maker.similarity:
+        raise CheckpointError(f"{name}: compared by {gallery.maker.similarity} similarity; enroll the people again")
+    if gallery.maker.finder == maker.finder:
+        raise CheckpointError(f"{name}: made from faces that were aligned in another way; enroll the people again")
     if not maker.finder:
         raise CheckpointError(f"{name}: made from faces that were found in photos; give --find, or enroll again")
     if not gallery.maker.finder:
@@ -225,12 +233,12 @@ def add_people(
     duplicates, similarity = 0, SIMILARITIES[maker.similarity]
     for name, embeddings in embeddings_by_person.items():
         for other_name, other_embeddings in people.items():
-            if other_name != name and (similarity.of_all(embeddings, other_embeddings) >= similarity.same_image).any():
+            if other_name != name and similarity.are_same_image(embeddings, other_embeddings).any():
                 names = f"{escape(other_name)} and {escape(name)}"
                 raise DataError(f"{names} have an image with the same embedding: one of the names is wrong")
         known_embeddings = people.get(name, embeddings[:0])
         for embedding in embeddings:
-            is_new = not (similarity.of_all(embedding[None], known_embeddings) >= similarity.same_image).any()
+            is_new = not similarity.are_same_image(embedding[None], known_embeddings).any()
             known_embeddings = np.concatenate([known_embeddings, embedding[None]]) if is_new else known_embeddings
             duplicates += not is_new
         people[name] = known_embeddings

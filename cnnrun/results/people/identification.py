@@ -59,14 +59,14 @@ class Identification(Prediction):
 
     @property
     def _shown_matches(self) -> list[tuple[str, float]]:
-        return [(name, self.similarity.shown(value)) for name, value in self.matches]
+        return [(name, self.similarity.to_display(value)) for name, value in self.matches]
 
     def to_json(self) -> dict[str, Any]:
         measure = self.similarity.name
         return {
             "person": self.person,
             measure: self._shown_matches[0][1],
-            "threshold": self.similarity.shown(self.threshold),
+            "threshold": self.similarity.to_display(self.threshold),
             "matches": [{"person": name, measure: value} for name, value in self._shown_matches],
         }
 
@@ -165,7 +165,7 @@ def identify_people(options: IdentityOptions, request: IdentifyRequest, batch: i
             embedder, paths, identify, min(search.max_people, len(gallery.people)), request.draw
         )
         return
-    for path, image in embedder.each_image(paths, batch):
+    for path, image in embedder.embed_each(paths, batch):
         if isinstance(image, DataError):
             yield PredictedFile(path, None, str(image))
         else:

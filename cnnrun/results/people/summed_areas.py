@@ -23,7 +23,7 @@ class SummedAreas:
         np.cumsum(sums, 0, out=sums)
         self._sums_HWC = torch.from_numpy(sums).to(device)
 
-    def resized(self, height: int, width: int, rows: slice) -> Tensor:
+    def resize(self, height: int, width: int, rows: slice) -> Tensor:
         """Rows of the image resized to `height` x `width`, as by PyTorch's mode `area`: float [1, C, R, W]."""
         device = self._sums_HWC.device
         top_R, bottom_R = (edges[rows] for edges in _cell_edges(torch.tensor(self.height, device=device), height))

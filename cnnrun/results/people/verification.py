@@ -19,12 +19,12 @@ def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, b
         raise ConfigError("verify compares two images; give two files")
     measure = embedder.matching.similarity
     first, second = (image.embedding[None] for image in images)
-    similarity = float(measure.of_pairs(first, second)[0])
+    similarity = float(measure.compare_pairs(first, second)[0])
     faces = {"faces": [image.face.to_json() for image in images if image.face]} if embedder.reader else {}
     return {
         "pictures": [str(first_path), str(second_path)],
-        measure.name: measure.shown(similarity),
-        "threshold": measure.shown(threshold.value),
+        measure.name: measure.to_display(similarity),
+        "threshold": measure.to_display(threshold.value),
         "far": threshold.far,
         "same": similarity >= threshold.value,
         **faces,

@@ -52,7 +52,7 @@ def similarity_per_person(
     """The largest similarity of each probe to an image of each enrolled person [Q, P], and the people's labels [P]."""
     order = enrolled_G[np.argsort(labels_N[enrolled_G], kind="stable")]
     people, starts = np.unique(labels_N[order], return_index=True)
-    similarities = similarity.of_all(embeddings_ND[probes_Q], embeddings_ND[order])
+    similarities = similarity.compare_all(embeddings_ND[probes_Q], embeddings_ND[order])
     return np.maximum.reduceat(similarities, starts, axis=1), people
 
 
@@ -118,7 +118,7 @@ def _open_set_row(
     few = len(strangers) * fpir < _MIN_FALSE_ALARMS
     return {
         "FPIR": fpir,
-        "threshold": similarity.shown(threshold),
+        "threshold": similarity.to_display(threshold),
         "FNIR": float((known < threshold).mean()),
         "pictures of people": len(known),
         "of strangers": len(strangers),

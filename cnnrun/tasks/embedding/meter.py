@@ -67,7 +67,7 @@ class VerifyMeter:
         draws = pair_metrics.bootstrap_over_people(scores, pairs, labels, self._curve_metrics)
         rows = {
             **self._interval_rows(measurement, pairs, draws),
-            "folds": [{**fold, "threshold": self._similarity.shown(fold["threshold"])} for fold in folds],
+            "folds": [{**fold, "threshold": self._similarity.to_display(fold["threshold"])} for fold in folds],
             "at_the_models_thresholds": self._chosen_threshold_rows(scores, pairs),
             "identification": gallery_metrics.cumulative_match_rows(ranks, len(np.unique(labels[gallery.enrolled_G]))),
             "open_set": gallery_metrics.open_set_rows(embeddings, labels, gallery, self._similarity),
@@ -101,7 +101,7 @@ class VerifyMeter:
                 "FAR": f"{point.far:g}",
                 "TAR": metrics[f"tar_{point.far:g}"],
                 **ends.get(f"tar_{point.far:g}", {}),
-                "threshold here": self._similarity.shown(point.threshold),
+                "threshold here": self._similarity.to_display(point.threshold),
                 "note": pair_metrics.far_note(impostors, point.far),
             }
             for point in measurement.choices.operating_points
@@ -119,7 +119,7 @@ class VerifyMeter:
             rows.append(
                 {
                     "FAR wanted": f"{far:g}",
-                    "threshold": self._similarity.shown(point.threshold),
+                    "threshold": self._similarity.to_display(point.threshold),
                     "FAR": float(is_accepted[~pairs.same_M].mean()),
                     "TAR": float(is_accepted[pairs.same_M].mean()),
                     "note": pair_metrics.far_note(point.impostor_pairs, far),

@@ -43,7 +43,7 @@ class Pairs:
         for start in range(0, len(similarities_M), 100_000):
             part = slice(start, start + 100_000)
             first, second = embeddings_ND[self.first_M[part]], embeddings_ND[self.second_M[part]]
-            similarities_M[part] = similarity.of_pairs(first, second)
+            similarities_M[part] = similarity.compare_pairs(first, second)
         return similarities_M
 
 

@@ -111,6 +111,16 @@ class FaceLandmarks(Spec):
     """The corner of the mouth on the left."""
     right_mouth: Point | None = None
 
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        pairs = [("left_eye", self.left_eye, "right_eye", self.right_eye)]
+        if self.left_mouth and self.right_mouth:
+            pairs.append(("left_mouth", self.left_mouth, "right_mouth", self.right_mouth))
+        for left_name, left, right_name, right in pairs:
+            if right[0] - left[0] < 1:
+                raise ValueError(f"{left_name} must lie to the left of {right_name} in the image, by a pixel or more")
+        return self
+
 
 class Verify(TaskSpec):
     """Embeddings, similar for images of one person or thing; measured on people not seen in training."""
@@ -154,11 +164,14 @@ the faces of photos."""
         return self
 
     @model_validator(mode="after")
-    def _check_similarity(self) -> Self:
+    def _check_comparison(self) -> Self:
         if self.similarity == "euclidean" and not isinstance(self.loss, Triplet):
             raise ValueError(
                 f"similarity: euclidean needs loss: triplet; {self.loss.kind} ignores an embedding's length"
             )
+        measure = SIMILARITIES[self.similarity]
+        if self.threshold is not None and measure.from_display(self.threshold) > measure.largest:
+            raise ValueError(f"threshold: no {measure.name} is a match at {self.threshold:g}")
         return self
 
     def requirements(self) -> Requirements:
@@ -184,7 +197,7 @@ the faces of photos."""
             VerifyLearning(self, facts),
             VerifyMeasuring(self),
             VerifyPredicting(self),
-            VerifyShowing(facts),
+            VerifyShowing(self, facts),
             matching=VerifyMatching(self),
         )
 
@@ -260,9 +273,11 @@ class VerifyPredicting(Predicting):
         text = f"{text}, {condition} threshold for one person"
         if point is None:
             return {"embedding": text, "threshold": self.spec.threshold, **faces}
-        points = (replace(point, threshold=similarity.shown(point.threshold)) for point in choices.operating_points)
+        points = (
+            replace(point, threshold=similarity.to_display(point.threshold)) for point in choices.operating_points
+        )
         shown = replace(choices, operating_points=tuple(points)).by_description()
-        threshold = similarity.shown(point.threshold)
+        threshold = similarity.to_display(point.threshold)
         return {"embedding": text, "threshold": threshold, "far": point.far, **shown, **faces}
 
     def predictions(
@@ -281,7 +296,7 @@ class VerifyPredicting(Predicting):
         """The largest difference of the similarity of two images."""
         similarity = SIMILARITIES[self.spec.similarity]
         embeddings = (results["embedding"].double().cpu().numpy() for results in (expected, actual))
-        expected_BB, actual_BB = (similarity.of_all(values, values) for values in embeddings)
+        expected_BB, actual_BB = (similarity.compare_all(values, values) for values in embeddings)
         return float(np.abs(expected_BB - actual_BB).max())
 
 
@@ -289,6 +304,7 @@ class VerifyPredicting(Predicting):
 class VerifyShowing(Showing):
     """Names of people, and the embedding to explain."""
 
+    spec: Verify
     facts: DataFacts
 
     def describe_targets(self, targets: Targets) -> list[str]:
@@ -296,7 +312,9 @@ class VerifyShowing(Showing):
 
     def class_scores(self, outputs: Tensor, choices: Choices) -> ClassScores:
         first = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
-        return ClassScores((), outputs, outputs, "cosine", first)
+        has_unit_length = self.spec.similarity == "cosine" and not self.spec.mirror
+        directions = outputs if has_unit_length else F.normalize(outputs)
+        return ClassScores((), directions, directions, "cosine", first)
 
 
 class VerifyMatching(Matching):
@@ -305,7 +323,7 @@ class VerifyMatching(Matching):
     def __init__(self, spec: Verify) -> None:
         self._spec, self.dimension, self.fars = spec, spec.dimension, spec.fars
         self.similarity = SIMILARITIES[spec.similarity]
-        self.published_threshold = None if spec.threshold is None else self.similarity.shown(spec.threshold)
+        self.published_threshold = None if spec.threshold is None else self.similarity.from_display(spec.threshold)
         self.landmarks = spec.landmarks.model_dump(exclude_none=True) if spec.landmarks else {}
 
     def embeddings(self, results: Results) -> Tensor:

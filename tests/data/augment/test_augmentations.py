@@ -314,7 +314,7 @@ def test_with_mixup_and_cutmix_each_image_gets_one_of_them():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_trivial_augment_applies_one_known_operation_to_each_image(channels):
+def test_trivial_augment_applies_one_known_operation_to_embed_each(channels):
     from cnnrun.data.augment.settings import _RGB_OPERATIONS, _WIDEST_RANGES
 
     count, given = 60, pictures(60, channels, 16, 16)

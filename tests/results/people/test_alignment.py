@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pil
 from PIL import ImageDraw
 
-from cnnrun.results.people.alignment import FaceTemplate, align_face, fit_similarity
+from cnnrun.results.people.alignment import FaceTemplate, align_face, fit_similarity_transform
 from cnnrun.results.people.face_finder import LANDMARKS
 
 ALL = {
@@ -30,7 +30,7 @@ ALL = {
 def test_an_exact_similarity_is_found(scale, angle, shift, count):
     points = np.array(list(ALL.values()), float)[:count]
     matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    found, found_shift = fit_similarity(points, points @ matrix.T + shift)
+    found, found_shift = fit_similarity_transform(points, points @ matrix.T + shift)
     np.testing.assert_allclose(found, matrix, atol=1e-8 * scale)
     np.testing.assert_allclose(found_shift, shift, atol=1e-6 * max(1, scale))
 
@@ -38,7 +38,7 @@ def test_an_exact_similarity_is_found(scale, angle, shift, count):
 def test_it_is_the_least_squares_solution():
     draw = np.random.default_rng(0)
     source, target = draw.normal(size=(5, 2)), draw.normal(size=(5, 2))
-    matrix, shift = fit_similarity(source, target)
+    matrix, shift = fit_similarity_transform(source, target)
     rows = [row for x, y in source for row in ((x, -y, 1, 0), (y, x, 0, 1))]
     (a, b, c, d), *_ = np.linalg.lstsq(np.array(rows), target.ravel(), rcond=None)
     np.testing.assert_allclose(matrix, [[a, -b], [b, a]], atol=1e-12)
@@ -68,6 +68,14 @@ def test_landmarks_come_to_their_places(names, scale, angle):
     for index, (x, y) in enumerate(ALL.values()):
         assert np.abs(face.pixels_HWC[round(y), round(x)].astype(int) - (255, 50 * index, 255 - 50 * index)).max() < 12
         assert np.abs(face.pixels_HWC[round(y), round(x) + 9].astype(int) - 40).max() < 12
+
+
+def test_landmarks_at_one_place_give_no_face():
+    for spread in (0.0, 1e-9, np.nan):
+        points = np.full((5, 2), 30, np.float32) + np.arange(10, dtype=np.float32).reshape(5, 2) * np.float32(spread)
+        face = align_face(Pil.new("RGB", (60, 60)), points, FaceTemplate.default(150))
+        assert not face.enlargement < 50
+        assert not face.pixels_HWC.any()
 
 
 def test_beyond_the_photo_its_edge_continues():

@@ -9,7 +9,7 @@ from PIL import Image as Pil
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.results.people import face_boxes, face_finder
-from cnnrun.results.people.face_finder_file import NETWORKS, build_cascade_network, read_finder_file, write_finder_file
+from cnnrun.results.people.cascade_weights import NETWORKS, build_cascade_network, read_finder_file, write_finder_file
 from tests.support.face_data import EMBEDDER, FINDER, ORIGINALS, PHOTOS, needs_models, needs_photos, original_cascade
 
 CPU = torch.device("cpu")

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from PIL import ImageFilter
 from cnnrun.base.errors import DataError
 from cnnrun.base.similarity import EUCLIDEAN
 from cnnrun.results.people.embeddings import IdentityOptions
+from cnnrun.results.people.enrolment import enroll_people
+from cnnrun.results.people.face_crops import CropOptions, cut_faces
 from cnnrun.results.people.face_finder import LANDMARKS
-from cnnrun.results.people.face_photos import PhotoFace, choose_single_face, measure_sharpness
+from cnnrun.results.people.face_photos import PhotoFace, PhotoSettings, choose_single_face, measure_sharpness
+from cnnrun.results.people.gallery_file import GalleryMaker, build_gallery, read_gallery, write_gallery
 from cnnrun.tasks.embedding.pair_metrics import RankedPairs, all_pairs
 from tests.support.face_data import EMBEDDER, FINDER, ORL, PHOTOS, needs_models, needs_photos
 
@@ -55,10 +59,10 @@ def example_face(problem: str = "", x1: float = 10.0) -> PhotoFace:
 def test_every_pair_of_one_man_is_accepted_and_every_pair_of_two_men_refused():
     embedder = IdentityOptions(EMBEDDER, Path("runs"), CPU).open_embedder()
     threshold = IdentityOptions(EMBEDDER, Path("runs"), CPU).choose_threshold(embedder).value
-    assert EUCLIDEAN.shown(threshold) == 0.6
+    assert EUCLIDEAN.to_display(threshold) == 0.6
     names = (*ONE_MAN, "biden", "astronaut")
     embeddings = np.array([image.embedding for image in embedder.embed_images([photo(name) for name in names], 8)])
-    similarities = EUCLIDEAN.of_all(embeddings, embeddings)
+    similarities = EUCLIDEAN.compare_all(embeddings, embeddings)
     for (i, first), (j, second) in itertools.combinations(enumerate(names), 2):
         is_one_man = first in ONE_MAN and second in ONE_MAN
         assert (similarities[i, j] >= threshold) == is_one_man, (first, second, similarities[i, j])
@@ -83,7 +87,7 @@ def test_a_photo_without_exactly_one_good_face_is_named_with_the_reason(tmp_path
     paste_photos(tmp_path / "two.jpg", ("obama2", "biden"))
     reasons = {
         "blurred.png": "too blurred (sharpness",
-        "tiny.png": "too small (it would be enlarged",
+        "tiny.png": "too small (",
         "empty.png": "no face found",
         "two.jpg": "2 faces, but one is expected",
     }
@@ -166,13 +170,143 @@ def test_faces_are_written_aligned_with_a_table(tmp_path, run_cli):
     assert sorted(row["file"] for row in rows) == ["", *files]
     assert all(float(row["left_eye_x"]) < float(row["right_eye_x"]) for row in rows if row["file"])
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["group-2.png", "group.png", "nobody.png"]
-    again = (out / "group.png").read_bytes()
-    assert run_cli(*words)[0] == 8  # a repetition writes the same files
-    assert (out / "group.png").read_bytes() == again
-    Pil.new("RGB", (8, 8)).save(out / "own.png")
     code, _, err = run_cli(*words)
     assert code == 2
-    assert "holds PNG files that cnnrun did not write" in err
+    assert "is not empty; give a new folder" in err
+    code, _, err = run_cli("faces", photos, "--out", tmp_path / "a", "--draw", tmp_path / "a", "--finder", FINDER)
+    assert code == 2
+    assert "give two folders" in err
+
+
+@needs_photos
+def test_what_cannot_be_recognised_is_in_the_table_alone(tmp_path, run_cli):
+    out = tmp_path / "faces"
+    code, text, _ = run_cli("faces", photo("obama"), "--out", out, "--finder", FINDER)
+    assert code == 0
+    assert "left out: perhaps not a face (score 0.8" in text
+    assert [path.name for path in out.glob("*.png")] == ["obama.png"]
+    with (out / "faces.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["file"] for row in rows) == ["", "obama.png"]
+    assert [row["problem"][:18] for row in rows if not row["file"]] == ["perhaps not a face"]
+
+
+@needs_photos
+def test_the_table_is_written_when_the_command_is_stopped(tmp_path):
+    reader = CropOptions(None, Path("runs"), CPU, None, FINDER, PhotoSettings()).open_reader()
+    predicted = cut_faces(reader, [photo("obama2"), photo("biden")], tmp_path / "faces", None)
+    next(predicted)
+    predicted.close()
+    with (tmp_path / "faces" / "faces.csv").open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["obama2.png"]
+
+
+@needs_photos
+def test_a_face_too_small_in_the_photo_stays_too_small_when_it_is_enlarged(tmp_path, run_cli):
+    with Pil.open(photo("biden")) as image:
+        image.resize((image.width // 14, image.height // 14)).save(tmp_path / "tiny.png")
+    for words in (("--enlarge", "4"), ("--size", "40")):
+        code, text, _ = run_cli(
+            "faces", tmp_path / "tiny.png", "--out", tmp_path / words[1], "--finder", FINDER, *words
+        )
+        assert code == 0
+        assert "too small (" in text
+
+
+@needs_photos
+def test_another_face_in_an_enrolment_photo_is_said(tmp_path, run_cli):
+    group = Pil.open(paste_photos(tmp_path / "group.png", ("obama2", "biden"))).convert("RGB")
+    group.paste(group.crop((500, 0, 1000, 600)).filter(ImageFilter.GaussianBlur(6)), (500, 0))
+    (tmp_path / "people" / "a").mkdir(parents=True)
+    group.save(tmp_path / "people" / "a" / "1.png")
+    words = ("--gallery", tmp_path / "g.safetensors", "--run", EMBEDDER)
+    code, _, err = run_cli("enroll", tmp_path / "people", *words)
+    assert code == 0
+    assert "1.png: another face is left out: " in err
+
+
+@needs_photos
+def test_a_gallery_is_bound_to_the_faces_template(tmp_path, run_cli):
+    from cnnrun.results.people import alignment
+
+    (tmp_path / "people" / "a").mkdir(parents=True)
+    (tmp_path / "people" / "a" / "a.jpg").hardlink_to(photo("obama2"))
+    words = ("--gallery", tmp_path / "g.safetensors", "--run", EMBEDDER)
+    assert run_cli("enroll", tmp_path / "people", *words)[0] == 0
+    moved = {"left_eye": (40.0, 60.0), "right_eye": (110.0, 60.0)}
+    with pytest.MonkeyPatch.context() as patched:
+        template = classmethod(lambda cls, trained: cls(moved, (150, 150)))
+        patched.setattr(alignment.FaceTemplate, "of_network", template)
+        code, _, err = run_cli("identify", photo("obama"), *words)
+    assert code == 3
+    assert "aligned in another way" in err
+
+
+@needs_photos
+def test_two_enrolments_at_once_lose_nobody(tmp_path):
+    for person in ("ann", "bob", "cia"):
+        path = tmp_path / person / person / "1.jpg"
+        path.parent.mkdir(parents=True)
+        path.hardlink_to(photo({"ann": "astronaut", "bob": "biden", "cia": "obama2"}[person]))
+    gallery = tmp_path / "g.safetensors"
+    options = IdentityOptions(EMBEDDER, Path("runs"), CPU)
+    enroll_people(options, tmp_path / "ann", gallery, False, [], 8)
+    with ThreadPoolExecutor(2) as pool:
+        for task in [
+            pool.submit(enroll_people, options, tmp_path / person, gallery, True, [], 8) for person in ("bob", "cia")
+        ]:
+            task.result()
+    assert set(read_gallery(gallery).people) == {"ann", "bob", "cia"}
+
+
+def test_people_are_removed_without_the_network(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = np.eye(3, 8, dtype=np.float32)
+    people = {"ann": rows[:1], "bob": rows[1:]}
+    write_gallery(Path("g.safetensors"), build_gallery(GalleryMaker("0" * 64), people))
+    assert run_cli("enroll", "--gallery", "g.safetensors", "--remove", "bob")[0] == 0
+    assert read_gallery(Path("g.safetensors")).people == ("ann",)
+    code, _, err = run_cli("enroll", "--gallery", "g.safetensors", "--remove", "ann")
+    assert code == 2
+    assert "nobody would be left" in err
+
+
+@needs_models
+def test_options_without_effect_are_refused(tmp_path, run_cli):
+    Pil.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    image = tmp_path / "a.png"
+    for words, message in (
+        (("verify", image, image, "--run", EMBEDDER, "--no-find", "--finder", FINDER), "no faces are looked for"),
+        (("faces", image, "--out", tmp_path / "f", "--run", EMBEDDER, "--size", "64"), "--size and --run"),
+        (("export", "onnx", EMBEDDER, "--images", image, "--split", "test"), "--split is for runs"),
+        (("export", "onnx", EMBEDDER), "give --images"),
+    ):
+        code, _, err = run_cli(*words)
+        assert code == 2, words
+        assert message in err
+    code, _, err = run_cli("export", "finder", image.with_name("none.png"), "--finder", FINDER)
+    assert code == 8
+    Pil.new("RGB", (30, 300)).save(image)
+    code, _, err = run_cli("export", "finder", image, "--finder", FINDER, "--out", tmp_path / "o")
+    assert code == 8
+    assert "no photo of 48 pixels a side" in err
+
+
+@needs_photos
+@pytest.mark.slow
+def test_the_networks_are_exported_and_equal_on_photos(tmp_path, run_cli):
+    code, out, _ = run_cli("export", "finder", PHOTOS, "--finder", FINDER, "--out", tmp_path / "finder", "--json")
+    assert code == 0
+    assert all(network["largest_difference"] < 1e-4 for network in json.loads(out)["networks"])
+    assert len(list((tmp_path / "finder").glob("mtcnn_*.onnx"))) == 3
+    assert run_cli("faces", PHOTOS, "--out", tmp_path / "faces", "--finder", FINDER)[0] == 0
+    embedder = tmp_path / "e.safetensors"
+    embedder.hardlink_to(EMBEDDER)
+    for kind, suffix in (("onnx", "onnx"), ("code", "py")):
+        code, out, _ = run_cli("export", kind, embedder, "--images", tmp_path / "faces", "--json")
+        assert code == 0
+        assert json.loads(out)["passed"]
+        assert (tmp_path / f"e_exported.{suffix}").exists()
 
 
 @needs_photos
@@ -239,7 +373,7 @@ def test_a_missing_or_wrong_finder_is_one_line(tmp_path, run_cli, monkeypatch):
 
 
 def test_the_one_good_face_of_a_photo_is_chosen():
-    good, bad = example_face(), example_face("too small (it would be enlarged 5.0 times, at most 4)")
+    good, bad = example_face(), example_face("too small (8 pixels between the eyes, at least 13)")
     assert choose_single_face(Path("a.jpg"), [bad, good]) is good
     for faces, reason in (
         ([], "no face found"),

@@ -21,9 +21,9 @@ def test_resizing_equals_pytorchs_area_mode(height, width):
     pixels = draw_pixels(40, 53)
     expected = interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None].double(), size=(height, width), mode="area")
     areas = SummedAreas(pixels, CPU)
-    resized = areas.resized(height, width, slice(0, height))
+    resized = areas.resize(height, width, slice(0, height))
     torch.testing.assert_close(resized, expected.float(), atol=1e-4, rtol=0)
-    part = areas.resized(height, width, slice(1, height - 1))
+    part = areas.resize(height, width, slice(1, height - 1))
     assert torch.equal(part, resized[:, :, 1 : height - 1])
 
 
@@ -42,4 +42,4 @@ def test_sums_beyond_32_bits_stay_exact():
     pixels[2900:, 2900:] = 7
     areas = SummedAreas(pixels, CPU)
     assert torch.equal(areas.crops(torch.tensor([[2900, 2900, 3000, 3000]]), 24), torch.full((1, 1, 24, 24), 7.0))
-    assert areas.resized(30, 30, slice(0, 30))[0, 0].tolist() == [[255.0] * 29 + [255.0]] * 29 + [[255.0] * 29 + [7.0]]
+    assert areas.resize(30, 30, slice(0, 30))[0, 0].tolist() == [[255.0] * 29 + [255.0]] * 29 + [[255.0] * 29 + [7.0]]
