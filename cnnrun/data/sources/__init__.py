@@ -12,7 +12,7 @@ from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
 from cnnrun.data.sources.yolo import Yolo
 
-__all__ = ["Source", "table_files"]
+__all__ = ["Source", "table_files", "yolo"]
 
 
 Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | Yolo | DigitScenes | MaskFolders
