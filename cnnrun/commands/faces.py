@@ -14,7 +14,8 @@ def faces(
     photos: Annotated[list[Path], typer.Argument(help="Photos, and folders of photos.", metavar="PHOTOS")],
     out: Annotated[Path, typer.Option(help="A new folder for the faces, and for their table faces.csv.")],
     run: Annotated[
-        Path | None, typer.Option(help="Align for this run or weights file of task verify; by default for --size.")
+        Path | None,
+        typer.Option(help="Align for this run, weights file or config of task verify; by default for --size."),
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=16, max=1024, help="Height and width of the faces in pixels; by default 150.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.contracts.task import Task
 from cnnrun.results.people.face_finder import LANDMARKS
 
 # The eyes in the images of 150 x 150 pixels that dlib's face network learned from.
@@ -28,9 +28,9 @@ class FaceTemplate:
     size: HeightWidth
 
     @classmethod
-    def of_network(cls, trained: TrainedNetwork) -> FaceTemplate:
-        """Template of a network's task. Raises ConfigError if the task has none."""
-        matching, (_, height, width) = trained.task.matching, trained.facts.image_shape
+    def of_task(cls, task: Task) -> FaceTemplate:
+        """Template of a task, for its images. Raises ConfigError if it has none."""
+        matching, (_, height, width) = task.matching, task.facts.image_shape
         if matching is None or not matching.landmarks:
             raise ConfigError("this network does not say where a face's landmarks are (task.verify.landmarks)")
         for name, (x, y) in matching.landmarks.items():

@@ -67,7 +67,7 @@ class IdentityOptions:
             if self.photos.finder is not None:
                 raise ConfigError("--finder: no faces are looked for here; give --find, or leave the option out")
             return None
-        template = FaceTemplate.of_network(trained)
+        template = FaceTemplate.of_task(trained.task)
         finder = read_finder_file(find_finder_file(self.photos.finder, self.run), self.device)
         return FaceReader(finder, template, trained.image)
 

@@ -13,10 +13,13 @@ import torch
 
 from cnnrun.base.atomic_files import make_folder, write_text
 from cnnrun.base.errors import ConfigError, DataError, escape, escape_cell
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.prediction import CaptionedBox, Overlay, Prediction
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.image_settings import ImageSettings
+from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.open_run import open_network
+from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.results.people.alignment import FaceTemplate
 from cnnrun.results.people.cascade_weights import find_finder_file, read_finder_file
@@ -64,7 +67,7 @@ class FacesInPhoto(Prediction):
 
 @dataclass(frozen=True)
 class CropOptions:
-    """Options of `cnnrun faces`: the network to align for, or a size; the finder's file; changes of the photos."""
+    """Options of `cnnrun faces`: the network or config to align for, or a size; the finder; changes of the photos."""
 
     run: Path | None
     runs: Path
@@ -83,8 +86,19 @@ class CropOptions:
         finder = read_finder_file(find_finder_file(self.finder, self.run), self.device)
         if self.run is None:
             return FaceReader(finder, FaceTemplate.default(self.size or 150), ImageSettings(), self.photos)
+        if self.run.suffix in (".yaml", ".yml"):
+            experiment = read_config(self.run)
+            return FaceReader(finder, _template_of_config(self.run, experiment), experiment.data.image, self.photos)
         trained = open_network(self.run, self.runs, self.device)
-        return FaceReader(finder, FaceTemplate.of_network(trained), trained.image, self.photos)
+        return FaceReader(finder, FaceTemplate.of_task(trained.task), trained.image, self.photos)
+
+
+def _template_of_config(path: Path, experiment: Experiment) -> FaceTemplate:
+    """Template of a config's task, for a network that has not been trained yet. Raises ConfigError."""
+    if (shape := experiment.data.image_shape()) is None:
+        raise ConfigError(f"{escape(str(path))}: data.image must give the size and channels of the faces")
+    zeros = (0.0,) * shape[0]
+    return FaceTemplate.of_task(experiment.task.bind(DataFacts(("nobody",), shape, zeros, zeros)))
 
 
 def cut_faces(

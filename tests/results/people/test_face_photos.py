@@ -235,8 +235,8 @@ def test_a_gallery_is_bound_to_the_faces_template(tmp_path, run_cli):
     assert run_cli("enroll", tmp_path / "people", *words)[0] == 0
     moved = {"left_eye": (40.0, 60.0), "right_eye": (110.0, 60.0)}
     with pytest.MonkeyPatch.context() as patched:
-        template = classmethod(lambda cls, trained: cls(moved, (150, 150)))
-        patched.setattr(alignment.FaceTemplate, "of_network", template)
+        template = classmethod(lambda cls, task: cls(moved, (150, 150)))
+        patched.setattr(alignment.FaceTemplate, "of_task", template)
         code, _, err = run_cli("identify", photo("obama"), *words)
     assert code == 3
     assert "aligned in another way" in err
