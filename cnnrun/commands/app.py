@@ -12,7 +12,7 @@ import typer
 from cnnrun import __version__
 from cnnrun.base import torchrun
 from cnnrun.base.errors import UserError
-from cnnrun.base.process_settings import keep_freed_memory, limit_spinning
+from cnnrun.base.process_settings import collect_garbage_rarely, keep_freed_memory, limit_spinning
 from cnnrun.base.signals import exit_on_signals
 from cnnrun.base.standard_streams import standard_streams
 from cnnrun.commands.cache import cache_app
@@ -117,6 +117,7 @@ def main() -> None:
     """Run the command line. A user's mistake ends with its lines on stderr and its exit code, never a traceback."""
     limit_spinning()
     keep_freed_memory()
+    collect_garbage_rarely()
     with standard_streams():
         try:
             with exit_on_signals():

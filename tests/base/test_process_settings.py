@@ -1,4 +1,4 @@
-"""OpenMP's waiting threads: their spinning is limited before torch is loaded, and a user's own setting wins."""
+"""Settings of the process: spinning is limited before torch is loaded, a user's own setting wins; the collector."""
 
 from __future__ import annotations
 
@@ -48,3 +48,15 @@ def test_once_torch_is_loaded_nothing_is_set(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     limit_spinning()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_the_command_line_searches_for_cycles_rarely_and_not_at_the_end():
+    script = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000))
+from cnnrun.commands import app
+sys.argv = ["cnnrun", "--version"]
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "50000 True True"
