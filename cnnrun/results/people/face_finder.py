@@ -20,7 +20,7 @@ _MIN_SCORES = (0.6, 0.7, 0.7)
 _PYRAMID_FACTOR = 0.709  # each size of the image has about half the area of the one before
 _MAX_STRIP_PIXELS = 1 << 20  # of a resized image that the proposal network sees at once, to bound memory
 _MAX_CROPS = 512  # crops that are judged at once, to bound memory
-_MAX_FACES = 1_000  # in one image; the most certain ones are remaining
+_MAX_FACES = 1_000  # in one image; the most certain remain
 
 
 @dataclass(frozen=True)

@@ -83,25 +83,30 @@ class FaceReader:
             photo = decode_image(read_image_bytes(path), 3, self.image).pillow_image
             prepared, border_px = self._prepare(photo)
         found = self.finder.find(np.asarray(prepared), self.settings.min_face_px)
-        faces = []
-        for box_4, score, landmarks_52 in zip(found.boxes_N4, found.scores_N, found.landmarks_N52, strict=True):
-            aligned = align_face(prepared, landmarks_52, self.template)
-            corners_22, points_52 = (
-                self._in_photo(points, border_px) for points in (box_4.reshape(2, 2), landmarks_52)
+        faces = [
+            self._build_face(
+                prepared, border_px, found.boxes_N4[index], found.landmarks_N52[index], found.scores_N[index]
             )
-            (x1, y1), (x2, y2) = corners_22
-            faces.append(
-                PhotoFace(
-                    (x1, y1, x2, y2),
-                    points_52,
-                    float(score),
-                    aligned.pixels_HWC,
-                    describe_problem(aligned, float(score), math.dist(*points_52[:2])),
-                )
-            )
+            for index in range(len(found))
+        ]
         if self.settings.largest and faces:
             return [max(faces, key=lambda face: (not face.problem, face.area))]
         return sorted(faces, key=lambda face: face.box[0])
+
+    def _build_face(
+        self,
+        prepared: Any,
+        border_px: tuple[int, int],
+        box_4: NDArray[np.float32],
+        landmarks_52: NDArray[np.float32],
+        score: float,
+    ) -> PhotoFace:
+        """Align a face that was found in the prepared photo, and judge it."""
+        aligned = align_face(prepared, landmarks_52, self.template)
+        (x1, y1), (x2, y2) = self._in_photo(box_4.reshape(2, 2), border_px)
+        landmarks = self._in_photo(landmarks_52, border_px)
+        problem = describe_problem(aligned, float(score), math.dist(*landmarks[:2]))
+        return PhotoFace((x1, y1, x2, y2), landmarks, float(score), aligned.pixels_HWC, problem)
 
     def _prepare(self, photo: Any) -> tuple[Any, tuple[int, int]]:
         """Enlarge a photo and add its border; returns it with the border's width and height in pixels."""
