@@ -26,6 +26,7 @@ from cnnrun.data.targets import float32_problem
 
 _MAX_NUMBER = 1e30
 _BOOLEAN_WORDS = {"true": True, "false": False}  # in any case, as pandas writes them
+_IMAGE_COLUMNS = ("filename", "file_name", "file", "image", "image_path")
 _BRACKETS = ("[]", "{}")  # around lists that Python or JSON wrote
 
 
@@ -41,7 +42,8 @@ class Table(SourceSpec):
     root: str | None = None
     """The folder that the image paths start from; by default the table's own."""
     image_column: str = Field("path", alias="image")
-    """The column of image paths."""
+    """The column of image paths; without one named `path`, the one named filename, file_name, file, image or \
+image_path."""
     label: str | list[str] = Field("label", min_length=1)
     """The column of labels; or several columns, one for each class, with a single 1 in each row and 0 elsewhere."""
     labels: str | list[str] | None = Field(None, min_length=1)
@@ -86,6 +88,21 @@ one for each class."""
         if not root.is_dir():
             raise DataError(f"{escape(str(root))}: no such folder (data.source.table.root)")
         rows = read_rows(path)
+        return self._with_image_column(rows)._read_rows(rows, root, has_disjoint_classes)
+
+    def _with_image_column(self, rows: Rows) -> Table:
+        """This source or, if its table has no column `path` and one with another usual name, that column's."""
+        if "image_column" in self.model_fields_set or self.image_column in rows.columns:
+            return self
+        usual = [name for name in rows.columns if name.strip().casefold() in _IMAGE_COLUMNS]
+        names = [name for name in usual if name not in self._target_columns]
+        if len(names) != 1:
+            return self
+        say(f"{escape(str(rows.path))}: the images are those of the column {escape(names[0])!r}")
+        return self.model_copy(update={"image_column": names[0]})
+
+    def _read_rows(self, rows: Rows, root: Path, has_disjoint_classes: bool) -> SourceContents:
+        path = rows.path
         columns = self._target_columns
         split_column = self._find_column(rows, self.split, "split")
         group_column = self._find_column(rows, self.group, "group")

@@ -14,6 +14,7 @@ from typing import Any
 from cnnrun.base.bounded_files import check_expansion, check_fits_memory, max_unpacked_bytes, open_file
 from cnnrun.base.errors import DataError, escape, first_line, unescape_cell
 from cnnrun.base.extras import require_package
+from cnnrun.base.progress import say
 
 _MAX_BYTES = 1 << 30
 _MAX_ROWS, _MAX_COLUMNS = 10_000_000, 4096
@@ -45,9 +46,13 @@ def read_rows(path: Path) -> Rows:
         raise DataError(f"{escape(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    encoding = "utf-8-sig"
     try:
-        with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+        with open_file(path, DataError, _MAX_BYTES) as raw:
+            encoding = "utf-16" if raw.peek(2)[:2] in _UTF_16_MARKS else encoding
+            file = TextIOWrapper(raw, encoding, newline="")
+            delimiter = _choose_delimiter(path, file.readline())
+            file.seek(0)
             # skipinitialspace: quotes after a blank are still quotes, not part of the cell.
             reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             header = next(reader, [])
@@ -63,13 +68,23 @@ def read_rows(path: Path) -> Rows:
                     lines.append(reader.line_num)
                     _check_size(path, len(lines), len(header))
     except UnicodeDecodeError as error:
-        problem = "UTF-16 and not UTF-8" if error.object[:2] in _UTF_16_MARKS else f"not UTF-8 (byte {error.start})"
-        raise DataError(f"{path}: {problem}; save it as CSV in UTF-8") from None
+        name = "UTF-16" if encoding == "utf-16" else "UTF-8"
+        raise DataError(f"{path}: not {name} (byte {error.start}); save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a table: {error}") from None
     if not lines:
         raise DataError(f"{path}: no rows")
     return Rows(path, dict(zip(header, columns, strict=True)), lines)
+
+
+def _choose_delimiter(path: Path, header: str) -> str:
+    """The delimiter: that of the suffix, or for CSV the semicolon or tab of a header that has no comma."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    delimiter = next((mark for mark in (",", ";", "\t") if mark in header), ",")
+    if delimiter != ",":
+        say(f"{escape(str(path))}: columns are separated by {'semicolons' if delimiter == ';' else 'tabs'}")
+    return delimiter
 
 
 def _check_size(path: Path, rows: int, columns: int) -> None:

@@ -139,9 +139,11 @@ def test_every_mistake_is_listed_up_to_a_limit(tmp_path):
     ("text", "words"),
     [
         (b"", "empty"),
-        (b"path;label\na;b\n", "separate columns by ','"),
+        (b"path|label\na|b\n", "has no column 'path'"),
         (b"path,path\na,b\n", "appears twice"),
-        (b"\xff\xfep\x00", "not UTF-8"),
+        (b"\xff\xfep\x00", "no rows"),
+        (b"\xff\xfep", "not UTF-16"),
+        (b"p\xff", "not UTF-8"),
         (b'path,label\n"a.png,b\n', "not a table"),
         (b"path,class\na.png,b\n", r"has no column 'label' \(columns: path, class\)"),
     ],
@@ -403,3 +405,31 @@ def test_true_and_false_are_one_and_zero(tmp_path):
         [True, True],
         [False, False],
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize(("delimiter", "word"), [(",", ""), (";", "semicolons"), ("\t", "tabs")])
+def test_what_spreadsheets_save_is_read(tmp_path, capfd, encoding, delimiter, word):
+    """UTF-16 and other delimiters than commas, as spreadsheets write them for some languages."""
+    rows = [["path", "label"], *six(tmp_path)]
+    text = "\r\n".join(delimiter.join(f'"{cell}"' if cell == "a" else cell for cell in row) for row in rows)
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    (tmp_path / "t.csv").write_bytes((mark + text).encode(encoding))
+    found = Table(path=str(tmp_path / "t.csv")).read()
+    assert found.classes == ("a", "b")
+    assert len(found.splits["train"]) == 6
+    assert (f"columns are separated by {word}" in capfd.readouterr().err) == bool(word)
+
+
+@pytest.mark.parametrize("name", ["filename", "File_Name", "file", "image", "image_path"])
+def test_a_usual_name_of_the_image_column_is_taken_and_said(tmp_path, capfd, name):
+    rows = six(tmp_path)
+    (tmp_path / "t.csv").write_text("\n".join(",".join(row) for row in [[name, "label"], *rows]))
+    assert len(Table(path=str(tmp_path / "t.csv")).read().splits["train"]) == 6
+    assert f"the images are those of the column {name!r}" in capfd.readouterr().err
+    with pytest.raises(DataError, match="has no column 'path'"):  # what the config says is never replaced
+        Table(path=str(tmp_path / "t.csv"), image="path").read()
+    two = [["image", "filename", "label"], *[[row[0], *row] for row in rows]]
+    (tmp_path / "t.csv").write_text("\n".join(map(",".join, two)))
+    with pytest.raises(DataError, match="has no column 'path'"):
+        Table(path=str(tmp_path / "t.csv")).read()

@@ -90,9 +90,9 @@ LABELS = {
         table(lambda i: f'"p/a, {i:02}.png",{name(i)}', file=lambda i: f"p/a, {i:02}.png"), 0, "3 classes", ("check",)
     ),
     "Excel: semicolons": Verdict(
-        table(lambda i: f"p/{i:02}.png;{name(i)}", "path;label"), 8, "separate columns by ','"
+        table(lambda i: f"p/{i:02}.png;{name(i)}", "path;label"), 0, "separated by semicolons", ("check",)
     ),
-    "Excel: UTF-16": Verdict(label_table(name, write=encode_as("utf-16")), 8, "UTF-16"),
+    "Excel: UTF-16": Verdict(label_table(name, write=encode_as("utf-16")), 0, "3 classes", ("check",)),
     "Excel: Windows-1252": Verdict(
         label_table(lambda i: "Bär" if i % 2 else "cat", write=encode_as("cp1252")), 8, "not UTF-8"
     ),
@@ -159,7 +159,7 @@ LABELS = {
         finding="'Cat' = 'cat'",
     ),
     "TSV called .csv": Verdict(
-        table(lambda i: f"p/{i:02}.png\t{name(i)}", "path\tlabel"), 8, "separate columns by ','"
+        table(lambda i: f"p/{i:02}.png\t{name(i)}", "path\tlabel"), 0, "separated by tabs", ("check",)
     ),
     "CSV called .tsv": Verdict(
         table(lambda i: f"p/{i:02}.png,{name(i)}", source="{table: t.tsv}"), 8, "separate columns by"
