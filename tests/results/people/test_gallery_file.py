@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +200,79 @@ def test_a_pickle_is_not_a_gallery(tmp_path, run_cli):
     code, _, err = run_cli("enroll", "--gallery", path)
     assert code == 3
     assert "cannot be read as a gallery" in err
+
+
+def test_a_kill_at_any_call_while_a_gallery_is_replaced_leaves_the_old_or_the_new_one(tmp_path):
+    path, old = tmp_path / "g.safetensors", example_gallery()
+    new, _ = gallery_file.add_people(old, MAKER, {"new": unit_rows(np.random.default_rng(9).normal(size=(3, 8)))})
+    outcomes = []
+    for fatal_call in range(1, 60):
+        gallery_file.write_gallery(path, old)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _kill_at_call(fatal_call)
+                gallery_file.write_gallery(path, new)
+            finally:
+                os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        found = gallery_file.read_gallery(path)
+        outcomes.append((os.WIFSIGNALED(status), found.is_same(new)))
+        assert found.is_same(new) or (os.WIFSIGNALED(status) and found.is_same(old))
+        if not os.WIFSIGNALED(status):
+            break
+    assert outcomes[0] == (True, False)
+    assert outcomes[-1] == (False, True)
+    assert len(outcomes) > 5
+
+
+def _kill_at_call(number: int) -> None:
+    """Kill this process before its call of this number to a function of `os` that changes files."""
+    calls = itertools.count(1)
+
+    def count(function):
+        def counted(*args, **kwargs):
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return counted
+
+    for name in ("open", "write", "fsync", "rename", "replace", "link", "unlink", "close"):
+        setattr(os, name, count(getattr(os, name)))
+
+
+@pytest.mark.parametrize("search", ["exact", "faiss"])
+@pytest.mark.parametrize("count", [1, 40])
+def test_distances_are_searched_exactly(search, count, tmp_path):
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    draw = np.random.default_rng(3)
+    people = {f"p{n}": 5 * draw.normal(size=(draw.integers(1, 4), 8)).astype(np.float32) for n in range(9)}
+    maker = GalleryMaker(MODEL, "f" * 64, "[150, 150]", "euclidean")
+    gallery_file.write_gallery(tmp_path / "g.safetensors", gallery_file.build_gallery(maker, people))
+    gallery = gallery_file.read_gallery(tmp_path / "g.safetensors")
+    assert gallery.maker == maker
+    queries = 5 * draw.normal(size=(count, 8)).astype(np.float32)
+    for query, found in zip(queries, gallery.most_similar(queries, 4, search), strict=True):
+        nearest = {name: np.linalg.norm(rows.astype(float) - query, axis=1).min() for name, rows in people.items()}
+        expected = sorted(nearest.items(), key=lambda pair: pair[1])[:4]
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        np.testing.assert_allclose([-value for _, value in found], [value for _, value in expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("maker", "words"),
+    [
+        (GalleryMaker("1" * 64, "f", "t"), "made by another network"),
+        (GalleryMaker(MODEL), "give --find"),
+        (GalleryMaker(MODEL, "g", "t"), "another face finder"),
+        (GalleryMaker(MODEL, "f", "u"), "aligned in another way"),
+        (GalleryMaker(MODEL, "f", "t", "euclidean"), "compared by cosine similarity"),
+    ],
+)
+def test_a_gallery_that_was_made_in_another_way_is_refused(maker, words):
+    gallery = gallery_file.build_gallery(GalleryMaker(MODEL, "f", "t"), {"a": np.eye(1, 8, dtype=np.float32)})
+    with pytest.raises(CheckpointError, match=words):
+        gallery_file.refuse_other_maker(gallery, Path("g.safetensors"), maker, 8)
+    gallery_file.refuse_other_maker(gallery, Path("g.safetensors"), GalleryMaker(MODEL, "f", "t"), 8)
