@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 # The most valuable first, in case time runs out.
-FILES = [f"tests/cuda/test_cuda_{name}.py" for name in ("training", "copies", "memory", "commands", "ranks")]
+FILES = [f"tests/cuda/test_cuda_{name}.py" for name in ("training", "copies", "memory", "commands", "faces", "ranks")]
 
 
 def main() -> None:

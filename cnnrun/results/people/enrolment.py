@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,14 @@ def enroll_people(
 ) -> dict[str, Any]:
     """Create a gallery from a folder of people, add people to it or remove them; returns its people.
 
-    Without a folder and names to remove, the gallery is only read. Only a folder needs the network. Another process
-    that changes the gallery at the same moment waits. Raises ConfigError for arguments that do not fit.
+    Without a folder and names to remove, the gallery is only read. Another process that changes the gallery at the same
+    moment waits. Raises ConfigError for arguments that do not fit.
     """
     _check_arguments(folder, gallery_path, add, remove)
     if folder is None and not remove:
         return _summarize_gallery(gallery_path, gallery_file.read_gallery(gallery_path), [], [])
     if folder is None:
-        with _hold_gallery(gallery_path):
-            gallery = gallery_file.remove_people(gallery_file.read_gallery(gallery_path), remove)
-            assert gallery is not None
-            gallery_file.write_gallery(gallery_path, gallery)
-        return _summarize_gallery(gallery_path, gallery, [], list(remove))
+        return _remove_people(options, gallery_path, remove)
     embedder = options.open_embedder()
     if gallery_path.exists():  # before hours of embedding
         existing = gallery_file.read_gallery(gallery_path)
@@ -47,6 +43,19 @@ def enroll_people(
     people = _embed_people(embedder, folder, batch)
     with _hold_gallery(gallery_path):
         return _change_gallery(gallery_path, embedder, people, add, remove)
+
+
+def _remove_people(options: IdentityOptions, path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Remove people from a gallery. No network is needed; if one is given, it must be the gallery's."""
+    embedder = options.open_embedder() if options.run else None
+    with _hold_gallery(path):
+        gallery = gallery_file.read_gallery(path)
+        if embedder:
+            gallery_file.refuse_other_maker(gallery, path, embedder.maker, embedder.matching.dimension)
+        remaining = gallery_file.remove_people(gallery, names)
+        assert remaining is not None  # an empty gallery is not allowed here
+        gallery_file.write_gallery(path, remaining)
+    return _summarize_gallery(path, remaining, [], list(names))
 
 
 def _change_gallery(
@@ -74,7 +83,11 @@ def _hold_gallery(path: Path) -> Iterator[None]:
     name = escape(str(path))
     lock = path.with_name(f".{path.name}.lock")
     with storage_errors(lock, 0), hold_lock(lock, lambda: say(f"{name}: waiting for another process to change it")):
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()  # while it is held: whoever waits for it notices, and makes a new one
 
 
 def _confirm_same_people(
