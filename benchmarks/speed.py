@@ -5,8 +5,9 @@
 `--baselines` holds plain.py (the tutorial loop over an image folder), lightning_job.py and limit.py (the bare ceiling:
 forward, backward, step on tensors in memory). The peers Lightning and timm run where they are installed,
 the others are named. Every round runs all sides of a network one after the other; medians over the rounds
-are printed with ratios. `--skip SIDE` leaves a side out. `--only busy` measures the training while N
-(`--beside`) other processes compute in two threads each, for some lengths of OpenMP's spinning.
+are printed with ratios. `--skip SIDE` leaves a side out. `--only tutorial` compares the time to what three epochs of
+the tutorial loop reach. `--only busy` measures the training while N (`--beside`) other processes compute in two threads
+each, for some lengths of OpenMP's spinning.
 """
 
 from __future__ import annotations
@@ -84,14 +85,14 @@ def run(command: list[str], cwd: Path) -> tuple[str, float, float]:
     return out, time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def write_images(idx: Path, folder: Path, count: int) -> Path:
-    """Write a folder of PNG files once: `count` for training and 256 for validation."""
+def write_images(idx: Path, folder: Path, count: int, val_count: int = 256) -> Path:
+    """Write a folder of PNG files once: `count` for training and `val_count` for validation."""
     from PIL import Image
 
     if folder.exists():
         return folder
     split = Idx(root=str(idx)).read().splits["train"]
-    for part, numbers in (("train", range(count)), ("val", range(count, count + 256))):
+    for part, numbers in (("train", range(count)), ("val", range(count, count + val_count))):
         for number in numbers:
             place = folder / part / str(int(split.targets["labels"][number]))
             place.mkdir(parents=True, exist_ok=True)
@@ -204,6 +205,27 @@ def memory(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
     return peaks
 
 
+def tutorial(args: argparse.Namespace, work: Path) -> None:
+    """Print what three epochs of the tutorial loop reach, and in which time cnnrun reaches it: whole processes."""
+    folder = write_images(args.idx, work / "tutorial", 55_000, 5_000)
+    python = sys.executable
+    for _ in range(args.rounds):
+        out, seconds, _ = run([python, str(args.baselines / "plain.py"), "vgg-small", "3", str(folder), "2"], work)
+        print(f"  plain, 3 epochs: accuracy {re.findall(r'acc ([0-9.]+)', out)[-1]} after {seconds:.1f} s", flush=True)
+        for epochs in (1, 2, 3):
+            ours = ["train", f"{NETS_DIR / 'vgg-small'}.yaml", f"data.source.folder.root={folder}", "--json"]
+            runs = [
+                "--runs",
+                str(work / f"runs-{epochs}"),
+                f"train.epochs={epochs}",
+                "train.monitor=val/accuracy",
+                "--no-report",
+            ]
+            out, seconds, _ = run([python, "-m", "cnnrun", *ours, *runs], work)
+            reached = json.loads(out.strip().splitlines()[-1])
+            print(f"  cnnrun, {epochs} epochs: {reached['best']} after {seconds:.1f} s", flush=True)
+
+
 def show(title: str, table: dict[str, list[float]], base: str, *, higher_is_better: bool = False) -> None:
     print(f"\n{title}")
     middle = {name: statistics.median(values) for name, values in table.items()}
@@ -221,7 +243,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nets", nargs="*", default=list(NETS))
     parser.add_argument("--skip", nargs="*", default=[])
-    parser.add_argument("--only", choices=["speed", "start", "memory", "busy"])
+    parser.add_argument("--only", choices=["speed", "start", "memory", "busy", "tutorial"])
     parser.add_argument(
         "--beside", type=int, default=1, help="competing processes of `--only busy`; 0 is an idle machine"
     )
@@ -242,6 +264,8 @@ def main() -> None:
         if args.only in (None, "memory"):
             results["memory"] = memory(args, work)
             show("peak MiB, ratio to the lenet ceiling", results["memory"], "ceiling lenet")
+        if args.only == "tutorial":
+            tutorial(args, work)
         if args.only == "busy":
             results["busy"] = busy(args, work)
             show(f"images/s beside {args.beside}; ratio to cnnrun", results["busy"], "cnnrun")
