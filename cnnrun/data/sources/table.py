@@ -20,13 +20,10 @@ from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.class_names import clean_cell, missing_value_problem, sort_class_names
-from cnnrun.data.sources.table_files import Rows, read_rows
+from cnnrun.data.sources.table_files import Rows, find_image_column, read_rows
+from cnnrun.data.sources.table_targets import read_booleans, read_numbers, read_one_hot
 from cnnrun.data.split_names import parse_split_name
-from cnnrun.data.targets import float32_problem
 
-_MAX_NUMBER = 1e30
-_BOOLEAN_WORDS = {"true": True, "false": False}  # in any case, as pandas writes them
-_IMAGE_COLUMNS = ("filename", "file_name", "file", "image", "image_path")
 _BRACKETS = ("[]", "{}")  # around lists that Python or JSON wrote
 
 
@@ -94,12 +91,10 @@ one for each class."""
         """This source or, if its table has no column `path` and one with another usual name, that column's."""
         if "image_column" in self.model_fields_set or self.image_column in rows.columns:
             return self
-        usual = [name for name in rows.columns if name.strip().casefold() in _IMAGE_COLUMNS]
-        names = [name for name in usual if name not in self._target_columns]
-        if len(names) != 1:
+        if (name := find_image_column(rows, self._target_columns)) is None:
             return self
-        say(f"{escape(str(rows.path))}: the images are those of the column {escape(names[0])!r}")
-        return self.model_copy(update={"image_column": names[0]})
+        say(f"{escape(str(rows.path))}: the images are those of the column {escape(name)!r}")
+        return self.model_copy(update={"image_column": name})
 
     def _read_rows(self, rows: Rows, root: Path, has_disjoint_classes: bool) -> SourceContents:
         path = rows.path
@@ -159,12 +154,12 @@ one for each class."""
     ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """The classes, and the targets of every row. Undeclared classes are collected from the class rows."""
         if self.numbers:
-            return (), {"numbers": _read_numbers(rows, columns)}
+            return (), {"numbers": read_numbers(rows, columns)}
         if isinstance(self.labels, list):
-            return tuple(self.labels), {"present": _read_booleans(rows, columns)}
+            return tuple(self.labels), {"present": read_booleans(rows, columns)}
         if self.labels:
             return self._read_label_sets(rows, rows.columns[self.labels], is_class_row)
-        labels = _read_one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
+        labels = read_one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
         collected = sort_class_names(label for label, is_used in zip(labels, is_class_row, strict=True) if is_used)
         classes = self.classes or (self.label if isinstance(self.label, list) else collected)
         label_index = {name: i for i, name in enumerate(classes)}
@@ -299,66 +294,3 @@ def _refuse_bare_names(rows: Rows, column: str, root: Path) -> None:
             f"{rows.location(0)}: {escape(column)} {escape(names[0])!r} {problem}; write the whole file name, such as "
             f"{escape(names[0])}.png"
         )
-
-
-def _read_one_hot(rows: Rows, columns: list[str]) -> list[str]:
-    """The label of each row: the column that is 1. Raises DataError for rows without exactly one 1."""
-    labels, problems = [], []
-    for i, cells in enumerate(zip(*(rows.columns[column] for column in columns), strict=True)):
-        row_labels = []
-        for column, cell in zip(columns, cells, strict=True):
-            value = _parse_boolean(cell)
-            if value is None:
-                problems.append(f"{rows.location(i)}: {escape(column)} is {escape(cell)!r}; expected 0 or 1")
-            row_labels += [column] if value else []
-        if len(row_labels) != 1:
-            problems.append(f"{rows.location(i)}: {len(row_labels)} of the label columns are 1; expected exactly one")
-        labels += row_labels[:1] or [""]
-    check_problems(problems)
-    return labels
-
-
-def _read_booleans(rows: Rows, columns: list[str]) -> Tensor:
-    """The cells 0 and 1 as bool [N, K]. Raises DataError for any other cell."""
-    values = [[_parse_boolean(cell) for cell in rows.columns[column]] for column in columns]
-    check_problems(
-        f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected 0 or 1"
-        for column, column_values in zip(columns, values, strict=True)
-        for i, value in enumerate(column_values)
-        if value is None
-    )
-    return torch.tensor(values, dtype=torch.bool).T.contiguous()
-
-
-def _read_numbers(rows: Rows, columns: list[str]) -> Tensor:
-    """The cells as float32 [N, T]. Raises DataError for cells that are not numbers, or too fine for float32."""
-    values = [[_parse_cell_number(cell) for cell in rows.columns[column]] for column in columns]
-    check_problems(
-        f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected a number, such as "
-        "-1.5 or 2e3"
-        for column, column_values in zip(columns, values, strict=True)
-        for i, value in enumerate(column_values)
-        if value is None
-    )
-    check_problems(
-        f"{rows.path}: {problem}"
-        for column, column_values in zip(columns, values, strict=True)
-        if (problem := float32_problem(column, column_values))
-    )
-    return torch.tensor(values, dtype=torch.float32).T.contiguous()
-
-
-def _parse_cell_number(cell: str) -> float | None:
-    """A decimal number below 1e30, or None. Python's own `float` would accept 1_000 and nan."""
-    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell, re.ASCII):
-        return None
-    return value if abs(value := float(cell)) < _MAX_NUMBER else None
-
-
-def _parse_boolean(cell: str) -> bool | None:
-    if cell.casefold() in _BOOLEAN_WORDS:
-        return _BOOLEAN_WORDS[cell.casefold()]
-    try:
-        return {0.0: False, 1.0: True}.get(float(cell))
-    except ValueError:
-        return None

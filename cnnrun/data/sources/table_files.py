@@ -17,6 +17,7 @@ from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
 
 _MAX_BYTES = 1 << 30
+_IMAGE_COLUMNS = ("filename", "file_name", "file", "image", "image_path")
 _MAX_ROWS, _MAX_COLUMNS = 10_000_000, 4096
 _CELL_BYTES = 100  # an estimate of the memory that a cell takes
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of a UTF-16 file
@@ -75,6 +76,13 @@ def read_rows(path: Path) -> Rows:
     if not lines:
         raise DataError(f"{path}: no rows")
     return Rows(path, dict(zip(header, columns, strict=True)), lines)
+
+
+def find_image_column(rows: Rows, target_columns: Sequence[str]) -> str | None:
+    """Find the only column with a usual name for image paths that holds no targets; None if there are none or two."""
+    usual = [name for name in rows.columns if name.strip().casefold() in _IMAGE_COLUMNS]
+    names = [name for name in usual if name not in target_columns]
+    return names[0] if len(names) == 1 else None
 
 
 def _choose_delimiter(path: Path, header: str) -> str:
