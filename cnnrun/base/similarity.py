@@ -28,7 +28,7 @@ class Similarity:
         raise NotImplementedError
 
     def are_same_image(self, queries_QD: Embeddings, embeddings_ND: Embeddings) -> NDArray[np.bool_]:
-        """Whether two embeddings are of one image, but for the rounding of batches of different sizes: [Q, N]."""
+        """Tell which embeddings are equal but for rounding in batches of different sizes, so of one image: [Q, N]."""
         raise NotImplementedError
 
     def to_display(self, similarity: float) -> float:

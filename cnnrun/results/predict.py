@@ -176,14 +176,15 @@ def _prepare_png_folder(option: str, folder: Path) -> Callable[[Path], Path]:
     for path in folder.glob("*.png"):
         if not is_own_file(path, _GENERATOR.encode()):
             raise ConfigError(f"{option} {escaped}: holds PNG files that cnnrun did not write; choose another folder")
-    names: set[str] = set()
+    names = set[Path]()
+    return lambda path: choose_png_path(folder, path.stem, names)
 
-    def choose_path(path: Path) -> Path:
-        name, copy = path.stem, 1
-        while name in names:
-            copy += 1
-            name = f"{path.stem}-{copy}"
-        names.add(name)
-        return folder / f"{name}.png"
 
-    return choose_path
+def choose_png_path(folder: Path, stem: str, names: set[Path]) -> Path:
+    """Choose a path that is not among `names`, and add it: `stem.png`, then `stem-2.png`, and so on."""
+    path, copy = folder / f"{stem}.png", 1
+    while path in names:
+        copy += 1
+        path = folder / f"{stem}-{copy}.png"
+    names.add(path)
+    return path

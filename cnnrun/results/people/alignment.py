@@ -51,31 +51,23 @@ class FaceTemplate:
         return cls({name: (x * factor, y * factor) for name, (x, y) in _TEMPLATE.items()}, (side, side))
 
 
-@dataclass(frozen=True)
-class AlignedFace:
-    """A face cut out of its photo, upright RGB pixels, and how many pixels it has for one of the photo.
-
-    The pixels are black if the face is far too small.
-    """
-
-    pixels_HWC: NDArray[np.uint8]
-    enlargement: float
-
-
 # A face that is enlarged more is not cut out: it would be a few blurred pixels.
-MAX_ENLARGEMENT = 50.0
+_MAX_ENLARGEMENT = 50.0
 
 
-def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemplate) -> AlignedFace:
-    """Cut a face out of a Pillow image. Landmarks are in the order of `LANDMARKS`; those of the template are used."""
+def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemplate) -> NDArray[np.uint8]:
+    """Cut a face out of a Pillow image, upright: RGB pixels [H, W, 3], black if the face is far too small.
+
+    Landmarks are in the order of `LANDMARKS`; those of the template are used.
+    """
     from PIL import Image as Pil
 
     indices = [LANDMARKS.index(name) for name in template.landmarks]
     target = np.array(list(template.landmarks.values()), np.float64)
     scale_and_turn, shift = fit_similarity_transform(landmarks_52[indices].astype(np.float64), target)
     enlargement = float(np.hypot(*scale_and_turn[0]))
-    if not enlargement < MAX_ENLARGEMENT:  # also where the landmarks coincide
-        return AlignedFace(np.zeros((*template.size, 3), np.uint8), enlargement)
+    if not enlargement < _MAX_ENLARGEMENT:  # also where the landmarks coincide
+        return np.zeros((*template.size, 3), np.uint8)
     # A transform that shrinks would skip pixels, so the photo is reduced to about twice the face's size before.
     reduction = max(1, int(0.5 / enlargement))
     inverse = np.linalg.inv(scale_and_turn)
@@ -85,7 +77,8 @@ def align_face(photo: Any, landmarks_52: NDArray[np.float32], template: FaceTemp
     to_part = np.column_stack([inverse, offset]) / reduction
     height, width = template.size
     face = part.transform((width, height), Pil.Transform.AFFINE, to_part.ravel(), Pil.Resampling.BILINEAR)
-    return AlignedFace(np.asarray(face, np.uint8), enlargement)
+    pixels: NDArray[np.uint8] = np.asarray(face, np.uint8)
+    return pixels
 
 
 def fit_similarity_transform(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,10 +97,10 @@ class IdentityOptions:
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """The embedding of an image, and the face that it is of if the image is a photo."""
+    """The embedding of an image and, if the image is a photo, its face as plain data for JSON."""
 
     embedding: Embeddings
-    face: PhotoFace | None = None
+    face: dict[str, Any] | None = None
 
 
 class Embedder:
@@ -110,7 +111,7 @@ class Embedder:
 
     @property
     def maker(self) -> GalleryMaker:
-        """What computes the embeddings, as a gallery records it."""
+        """Maker of the embeddings, as a gallery records it."""
         kind = self.matching.similarity.kind
         if self.reader is None:
             return GalleryMaker(self.trained.digest, similarity=kind)
@@ -145,11 +146,7 @@ class Embedder:
                 chosen.append(error)
         embeddings = iter(self._embed_faces([face for face in chosen if isinstance(face, PhotoFace)]))
         for face in chosen:
-            if isinstance(face, DataError):
-                yield face
-            else:  # without its pixels, which nobody needs any more
-                no_pixels = np.empty((0, 0, 3), np.uint8)
-                yield EmbeddedImage(next(embeddings), replace(face, pixels_HWC=no_pixels))
+            yield face if isinstance(face, DataError) else EmbeddedImage(next(embeddings), face.to_json())
 
     def embed_photo(self, path: Path) -> list[tuple[PhotoFace, Embeddings | None]]:
         """Find the faces of a photo, and embed those that can be recognised. Raises DataError if it is unreadable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from cnnrun.base.atomic_files import make_folder, write_file
 from cnnrun.base.errors import DataError, ParityError, escape
-from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.export.onnx import Onnx
 from cnnrun.results.people.cascade_weights import NETWORKS, find_finder_file, read_cascade_networks
+from cnnrun.results.people.face_photos import read_photo
 
 _MAX_PHOTOS, _CROPS_PER_PHOTO, _MIN_SIDE_PX = 16, 8, 48
 _TOLERANCE = 1e-4  # of scores, and of offsets as fractions of a box
@@ -41,7 +42,8 @@ def write_finder_networks(finder: Path | None, paths: Sequence[Path], out: Path)
     The input of the first has any size. Raises ParityError, and writes nothing, if the results of one differ.
     """
     path = find_finder_file(finder, None)
-    photos = [_read_photo(photo) for photo in list(list_images(paths))[:_MAX_PHOTOS]]
+    files_of_photos = itertools.islice(list_images(paths), _MAX_PHOTOS)
+    photos = [torch.from_numpy(np.array(read_photo(file, ImageSettings()), np.uint8)) for file in files_of_photos]
     photos = [photo for photo in photos if min(photo.shape[:2]) >= _MIN_SIDE_PX]
     if not photos:
         raise DataError(f"no photo of {_MIN_SIDE_PX} pixels a side or more to compare the networks on")
@@ -53,13 +55,6 @@ def write_finder_networks(finder: Path | None, paths: Sequence[Path], out: Path)
     for name, data in files.items():
         write_file(out / f"{name}.onnx", data)
     return {"finder": str(path), "networks": records}
-
-
-def _read_photo(path: Path) -> Tensor:
-    """A photo as uint8 [H, W, 3]. Raises DataError."""
-    with image_errors(str(path)):
-        pillow_image = decode_image(read_image_bytes(path), 3, ImageSettings()).pillow_image
-    return torch.from_numpy(np.array(pillow_image, np.uint8))
 
 
 def _inputs(name: str, photos: Sequence[Tensor]) -> list[Tensor]:

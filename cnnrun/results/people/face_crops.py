@@ -25,7 +25,7 @@ from cnnrun.results.people.alignment import FaceTemplate
 from cnnrun.results.people.cascade_weights import find_finder_file, read_finder_file
 from cnnrun.results.people.face_finder import LANDMARKS
 from cnnrun.results.people.face_photos import FaceReader, PhotoFace, PhotoSettings
-from cnnrun.results.predict import PredictedFile, overlay_drawer
+from cnnrun.results.predict import PredictedFile, choose_png_path, overlay_drawer
 
 TABLE = "faces.csv"
 _GENERATOR = "cnnrun faces"  # written into the PNG files, which marks them as ours
@@ -110,9 +110,9 @@ def cut_faces(
     with its faces.
     """
     photos = [(path, root) for root in paths for path in list_images([root])]
-    _make_empty_folder(out)
     if draw_folder is not None and draw_folder.resolve() == out.resolve():
         raise ConfigError(f"--draw and --out {escape(str(out))}: would replace each other's files; give two folders")
+    _make_empty_folder(out)
     draw, names, rows = overlay_drawer(draw_folder, reader.image), set[Path](), list[list[Any]]()
     try:
         for path, root in photos:
@@ -122,7 +122,7 @@ def cut_faces(
                 yield PredictedFile(path, None, str(error))
                 continue
             subfolder = path.parent.relative_to(root) if root.is_dir() else Path()
-            files = [None if face.problem else _choose_name(out / subfolder, path.stem, names) for face in faces]
+            files = [None if face.problem else choose_png_path(out / subfolder, path.stem, names) for face in faces]
             for file, face in zip(files, faces, strict=True):
                 if file is not None:
                     make_folder(file.parent)
@@ -152,13 +152,3 @@ def _make_empty_folder(out: Path) -> None:
         reason = "is not empty" if out.is_dir() else "is a file"
         raise ConfigError(f"--out {escape(str(out))}: {reason}; give a new folder")
     make_folder(out)
-
-
-def _choose_name(folder: Path, stem: str, names: set[Path]) -> Path:
-    """A path for a face that no other face of this command has: `stem.png`, then `stem-2.png`, and so on."""
-    path, copy = folder / f"{stem}.png", 1
-    while path in names:
-        copy += 1
-        path = folder / f"{stem}-{copy}.png"
-    names.add(path)
-    return path

@@ -16,7 +16,7 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
-from cnnrun.results.people.alignment import AlignedFace, FaceTemplate, align_face
+from cnnrun.results.people.alignment import FaceTemplate, align_face
 from cnnrun.results.people.face_finder import LANDMARKS, FaceFinder
 
 _BORDER_GREY = (128, 128, 128)
@@ -79,8 +79,8 @@ class FaceReader:
 
     def read_faces(self, path: Path) -> list[PhotoFace]:
         """Find the faces in a photo, from left to right. Raises DataError if the file cannot be read."""
+        photo = read_photo(path, self.image)
         with image_errors(str(path)):
-            photo = decode_image(read_image_bytes(path), 3, self.image).pillow_image
             prepared, border_px = self._prepare(photo)
         found = self.finder.find(np.asarray(prepared), self.settings.min_face_px)
         faces = [
@@ -102,11 +102,11 @@ class FaceReader:
         score: float,
     ) -> PhotoFace:
         """Align a face that was found in the prepared photo, and judge it."""
-        aligned = align_face(prepared, landmarks_52, self.template)
+        pixels_HWC = align_face(prepared, landmarks_52, self.template)
         (x1, y1), (x2, y2) = self._in_photo(box_4.reshape(2, 2), border_px)
         landmarks = self._in_photo(landmarks_52, border_px)
-        problem = describe_problem(aligned, float(score), math.dist(*landmarks[:2]))
-        return PhotoFace((x1, y1, x2, y2), landmarks, float(score), aligned.pixels_HWC, problem)
+        problem = describe_problem(pixels_HWC, float(score), math.dist(*landmarks[:2]))
+        return PhotoFace((x1, y1, x2, y2), landmarks, float(score), pixels_HWC, problem)
 
     def _prepare(self, photo: Any) -> tuple[Any, tuple[int, int]]:
         """Enlarge a photo and add its border; returns it with the border's width and height in pixels."""
@@ -129,13 +129,19 @@ class FaceReader:
         return [(float(x), float(y)) for x, y in points]
 
 
-def describe_problem(face: AlignedFace, score: float, eye_distance_px: float) -> str:
-    """Reason that the person in a face cannot be recognised; empty for a good face."""
+def read_photo(path: Path, settings: ImageSettings) -> Any:
+    """Read a photo as an upright RGB Pillow image. Raises DataError."""
+    with image_errors(str(path)):
+        return decode_image(read_image_bytes(path), 3, settings).pillow_image
+
+
+def describe_problem(pixels_HWC: NDArray[np.uint8], score: float, eye_distance_px: float) -> str:
+    """Reason that the person in an aligned face cannot be recognised; empty for a good face."""
     if not score >= _MIN_SCORE:
         return f"perhaps not a face (score {score:.2f}, at least {_MIN_SCORE:g})"
     if not eye_distance_px >= _MIN_EYE_DISTANCE_PX:
         return f"too small ({eye_distance_px:.0f} pixels between the eyes, at least {_MIN_EYE_DISTANCE_PX:g})"
-    if (sharpness := measure_sharpness(face.pixels_HWC)) < _MIN_SHARPNESS:
+    if (sharpness := measure_sharpness(pixels_HWC)) < _MIN_SHARPNESS:
         return f"too blurred (sharpness {sharpness:.3f}, at least {_MIN_SHARPNESS:g})"
     return ""
 

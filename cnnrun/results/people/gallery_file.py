@@ -33,7 +33,7 @@ SearchMethod = Literal["exact", "faiss"]
 
 @dataclass(frozen=True)
 class GalleryMaker:
-    """What computes embeddings: digests of the network and, for photos, of the face finder and the face's template."""
+    """Maker of embeddings: the network's digest and, for photos, the face finder's digest and the face's template."""
 
     network: str
     finder: str = ""

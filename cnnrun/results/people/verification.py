@@ -20,7 +20,7 @@ def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, b
     measure = embedder.matching.similarity
     first, second = (image.embedding[None] for image in images)
     similarity = float(measure.compare_pairs(first, second)[0])
-    faces = {"faces": [image.face.to_json() for image in images if image.face]} if embedder.reader else {}
+    faces = {"faces": [image.face for image in images]} if embedder.reader else {}
     return {
         "pictures": [str(first_path), str(second_path)],
         measure.name: measure.to_display(similarity),
