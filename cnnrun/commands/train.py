@@ -25,6 +25,10 @@ def train(
             "--strict-resume", help="Like --resume, but fail if the result could differ from an uninterrupted run."
         ),
     ] = False,
+    extend: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this finished run, with more train.epochs.", metavar="RUN"),
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Train this many runs with different seeds, and summarize them.")
     ] = None,
@@ -37,8 +41,11 @@ def train(
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
     from cnnrun.base.device import choose_device
+    from cnnrun.base.errors import ConfigError
     from cnnrun.experiment.config_file import read_config
 
+    if extend and seeds:
+        raise ConfigError("--extend goes on from one run: extend each seed's run by itself, without --seeds")
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
     # Imported after the config is read, so that a mistake in it is reported quickly.
     from cnnrun.results.report.write import report_after_training
@@ -49,7 +56,7 @@ def train(
         settings = RunSettings(runs, torch_device, resume or strict_resume, strict_resume)
         show(train_seeds(experiment, seeds, settings, page), as_json, print_seeds)
         return
-    result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume)
+    result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume, extend=extend)
     if page and not torchrun.rank():
         report_after_training(Path(result["run"]), runs, torch_device, overwrite="already_finished" not in result)
     show(result, as_json, _print_training)

@@ -50,6 +50,11 @@ class Criterion(nn.Module):
     def set_progress(self, fraction: float) -> None:
         """Set the fraction of the training that is done, from 0 to 1; called before each step."""
 
+    @property
+    def depends_on_progress(self) -> bool:
+        """True if the losses depend on that fraction, so that a training of other length begins differently."""
+        return False
+
     def sample_losses(self, outputs: Tensor, targets: Targets) -> Tensor:
         """Compute the loss of each sample as a batch of its own: [B]."""
         losses = []

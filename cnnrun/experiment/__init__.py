@@ -10,6 +10,7 @@ __all__ = [
     "config_differences",
     "config_file",
     "data_check",
+    "extend",
     "import_weights",
     "init_config",
     "open_run",

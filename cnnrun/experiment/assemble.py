@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -133,9 +133,18 @@ def _start_from_weights(experiment: Experiment, network: Network, weights: Weigh
         say("train.freeze freezes layers that are not in the weights: they keep their random weights")
 
 
-def create_run(experiment: Experiment, data: Dataset, weights: Weights | None, runs: Path) -> Path:
-    """Create a run folder in `runs` with the resolved config, the data facts, the file list and the weights' digest."""
-    files = {CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
+def create_run(
+    experiment: Experiment,
+    data: Dataset,
+    weights: Weights | None,
+    runs: Path,
+    more_files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Create a run folder in `runs` with the resolved config, the data facts, the file list and the weights' digest.
+
+    `more_files` are further files, by their paths in the folder.
+    """
+    files = {**(more_files or {}), CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
     files[FACTS] = json_bytes(data.facts.to_json())
     if data.file_listings:
         files[DATA_LIST] = gzip.compress("\n".join(data.listing_lines()).encode(), 1)

@@ -27,7 +27,7 @@ from cnnrun.model.builder import BuildError
 from cnnrun.model.network import Network, build_network, materialize
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.intervals import confidence_intervals
-from cnnrun.training import checkpoints, run_folder
+from cnnrun.training import checkpoint_pointers, checkpoints, run_folder
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.run_records import (
     CALIBRATION,
@@ -66,7 +66,7 @@ def _resolve_run(run: Path | None, runs: Path) -> tuple[Path, Path | None]:
         if run.name == CONFIG and (run.parent / CHECKPOINTS).is_dir():
             return run.parent, None
         return _find_newest_run(run, runs), None
-    if run.is_file() and (name := checkpoints.read_pointer(run.parent, run.name)):
+    if run.is_file() and (name := checkpoint_pointers.read_pointer(run.parent, run.name)):
         run = run.parent / name  # checkpoints/best, checkpoints/latest
     if (run / "manifest.json").exists():
         return run.resolve().parent.parent, run

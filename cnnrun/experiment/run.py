@@ -21,6 +21,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import data_fingerprint
 from cnnrun.experiment.assemble import create_run, load_initial_weights
 from cnnrun.experiment.config_file import parse_config
+from cnnrun.experiment.extend import create_extension, find_extended_run
 from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.resume import (
     check_repeatable,
@@ -34,6 +35,7 @@ from cnnrun.experiment.resume import (
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_same_data, class_notes
 from cnnrun.training import run_folder
+from cnnrun.training.checkpoint_pointers import LATEST
 from cnnrun.training.hooks import TrainingHooks
 from cnnrun.training.loop import fit
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, read_environments, read_result
@@ -59,12 +61,13 @@ def train(
     resume: bool = False,
     strict: bool = False,
     hooks: RunHooks = _NO_HOOKS,
+    extend: Path | None = None,
 ) -> Result:
     """Train to the end in a run folder in `runs`; return the result, with the folder as `run`.
 
     `resume` continues the newest unfinished run of the config; if it is already finished, nothing is trained. `strict`
-    raises CheckpointError if the result could differ from an uninterrupted run's. Every rank must call this; only the
-    first one writes.
+    raises CheckpointError if the result could differ from an uninterrupted run's. `extend` is a finished run that the
+    new one goes on from. Every rank must call this; only the first one writes.
     """
     reset_peak_memory(device)
     if strict:
@@ -73,12 +76,12 @@ def train(
         say("restarted by torchrun: resuming as with --resume")
         resume = True
     with join_ranks(device, experiment.train.timeout) as ranks:
-        earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, resume, strict))
+        earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, extend, resume, strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
         training = _prepare_run(experiment, earlier, device, ranks)
-        run = earlier["run"] if earlier else ranks.broadcast(lambda: _create_run(training, runs))
-        return _train_in_folder(training, _Start(Path(run), device, ranks, resume, strict), hooks)
+        run = ranks.broadcast(lambda: _open_folder(training, earlier, runs))
+        return _train_in_folder(training, _Start(Path(run), device, ranks, earlier is not None, strict), hooks)
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,17 @@ def _train_in_folder(training: PreparedTraining, start: _Start, hooks: RunHooks)
         return {"run": str(run), **result}
 
 
-def _create_run(training: PreparedTraining, runs: Path) -> str:
-    return str(create_run(training.experiment, training.data, training.weights, runs))
+def _open_folder(training: PreparedTraining, earlier: dict[str, Any] | None, runs: Path) -> str:
+    """The folder to train in: that of the run to resume, or a new one."""
+    if earlier is None:
+        return str(create_run(training.experiment, training.data, training.weights, runs))
+    return create_extension(training, Path(earlier["run"]), runs) if earlier["is_extended"] else str(earlier["run"])
 
 
 def _prepare_run(
     experiment: Experiment, earlier: dict[str, Any] | None, device: torch.device, ranks: Ranks
 ) -> PreparedTraining:
-    """Prepare the unfinished run `earlier`, or a new one; nothing is written before all checks have passed."""
+    """Prepare to continue the run `earlier`, or a new one; nothing is written before all checks have passed."""
     # A run that has a checkpoint no longer needs the weights it began with.
     weights = None if earlier and earlier["has_checkpoint"] else load_initial_weights(experiment)
     if earlier:
@@ -137,17 +143,22 @@ def _prepare_run(
     return training
 
 
-def _find_earlier_run(experiment: Experiment, runs: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
-    """Find the run to resume, or the finished run and its result, as plain data that can be sent to other ranks."""
+def _find_earlier_run(
+    experiment: Experiment, runs: Path, extend: Path | None, resume: bool, strict: bool
+) -> dict[str, Any] | None:
+    """Find the run to resume or to extend, or the finished run and its result, as plain data to send to other ranks."""
     resumable = find_resumable(experiment, runs, resume, strict)
     if resumable is None:
-        return None
-    run = resumable.run
+        return _describe_run(find_extended_run(experiment, extend, runs), is_extended=True) if extend else None
     if resumable.is_finished:
-        return {"run": str(run), "finished": _read_finished(experiment, run)}
-    has_checkpoint = (run / CHECKPOINTS / "latest").exists()
+        return {"run": str(resumable.run), "finished": _read_finished(experiment, resumable.run)}
+    return _describe_run(resumable.run, is_extended=False)
+
+
+def _describe_run(run: Path, is_extended: bool) -> dict[str, Any]:
+    has_checkpoint = (run / CHECKPOINTS / LATEST).exists()
     config = read_text(run / CONFIG, CheckpointError, folder=Folder(run))
-    return {"run": str(run), "config": config, "has_checkpoint": has_checkpoint}
+    return {"run": str(run), "config": config, "has_checkpoint": has_checkpoint, "is_extended": is_extended}
 
 
 def _read_finished(experiment: Experiment, run: Path) -> Result:

@@ -13,9 +13,8 @@ from cnnrun.contracts.facts import DataFacts
 from cnnrun.experiment.config_file import read_config
 from cnnrun.model.weights_file import Weights, WeightsDescription, file_digest, read_weights_file
 from cnnrun.training import checkpoints, run_folder
+from cnnrun.training.checkpoint_pointers import POINTERS, read_pointer
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, parse_facts
-
-_POINTERS = ("best", "latest")
 
 
 def read_weights(path: Path) -> Weights:
@@ -29,12 +28,12 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise CheckpointError(f"{path}: not a regular file")
-    return _read_run_weights(path) if stat.S_ISDIR(mode) or path.name in _POINTERS else read_weights_file(path)
+    return _read_run_weights(path) if stat.S_ISDIR(mode) or path.name in POINTERS else read_weights_file(path)
 
 
 def _read_run_weights(path: Path) -> Weights:
     """Read the weights of a run's best checkpoint, or of a checkpoint; the averaged ones if it has them."""
-    if path.name in _POINTERS and (name := checkpoints.read_pointer(path.parent, path.name)):
+    if path.name in POINTERS and (name := read_pointer(path.parent, path.name)):
         path = path.parent / name  # checkpoints/best, checkpoints/latest
     if (path / "manifest.json").exists():
         checkpoint: checkpoints.Checkpoint | None = checkpoints.load(path)

@@ -22,7 +22,7 @@ from cnnrun.experiment.config_differences import describe_differences
 from cnnrun.experiment.open_run import MeasuredRun, find_run, measure_run, read_run_config
 from cnnrun.explain.figures.png import write_plots
 from cnnrun.tasks.intervals import bootstrap_interval, metric_bounds
-from cnnrun.training import checkpoints
+from cnnrun.training import checkpoint_pointers
 from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
 
 SIGNIFICANCE_LEVEL = 0.05  # chance that any metric of two equal networks is called different
@@ -82,7 +82,7 @@ def _unfinished_progress(run: Path) -> dict[str, int] | None:
         return None
     facts, experiment = read_facts(run), read_run_config(run)
     image_count = facts.counts.get("train", 0) if facts else 0
-    latest = checkpoints.read_pointer(run / CHECKPOINTS, "latest") or "step-0"
+    latest = checkpoint_pointers.read_pointer(run / CHECKPOINTS, "latest") or "step-0"
     steps = experiment.train.steps_per_epoch(image_count) * experiment.train.epochs
     return {"step": int(latest.removeprefix("step-")), "steps": steps}
 

@@ -4,6 +4,7 @@
 """
 
 __all__ = [
+    "checkpoint_pointers",
     "checkpoints",
     "determinism",
     "dtypes",

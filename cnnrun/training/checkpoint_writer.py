@@ -9,6 +9,7 @@ from typing import Any
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.errors import StorageError
 from cnnrun.training import checkpoints
+from cnnrun.training.checkpoint_pointers import BEFORE_DECAY, BEST, BEST_BEFORE_DECAY, name_of_step, set_pointer
 from cnnrun.training.run_records import CHECKPOINTS
 
 
@@ -39,8 +40,14 @@ class CheckpointWriter:
         with self._detect_moved_folder(step):
             checkpoints.add_evaluation(self._folder, step, state)
             if is_best:
-                checkpoints.set_pointer(self._folder, "best", f"step-{step:08d}")
+                set_pointer(self._folder, BEST, name_of_step(step))
             checkpoints.prune(self._folder, self._keep)
+
+    def keep_for_extension(self, step: int, best_step: int) -> None:
+        """Keep the checkpoint of `step`, before the decay, and the best until then; `best_step` is 0 if none is."""
+        if best_step:
+            set_pointer(self._folder, BEST_BEFORE_DECAY, name_of_step(best_step))
+        set_pointer(self._folder, BEFORE_DECAY, name_of_step(step))
 
     @contextmanager
     def _detect_moved_folder(self, step: int) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
     checkpoints/step-00000420/{model,optimizer,...}.safetensors  state.json  manifest.json
     checkpoints/step-00000420/evaluation.json    results on val; added when val has been measured
-    checkpoints/latest    a small file that holds the name of a directory; `best` likewise
+    checkpoints/latest    a small file that holds the name of a directory; `best` likewise, and, where the schedule ends
+                          with a decay, `before_decay` and the best until then, `best_before_decay`
 
 A directory gets its final name only when it is complete and on disk: files are written and synced in a temporary
 directory, which is renamed; the parent is synced, the pointer replaced, and only then old checkpoints are removed.
@@ -14,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,18 +26,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cnnrun.base.atomic_files import Folder, describe_failure
+from cnnrun.base.atomic_files import Folder
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import CheckpointError, StorageError, escape, first_line
+from cnnrun.base.errors import CheckpointError, escape, first_line
+from cnnrun.training.checkpoint_pointers import (
+    BEST,
+    LATEST,
+    NAME_PATTERN,
+    POINTERS,
+    name_of_step,
+    read_pointer,
+    retry,
+    set_pointer,
+)
 
 # Format 2 had neither evaluation.json nor tensor counts; format 3 held the choices made on val among the data facts.
 FORMAT: Literal[4] = 4
 _READ_FORMATS = (2, 3, FORMAT)
 MAX_JSON_BYTES = 4 << 20
 STATE, EVALUATION, MANIFEST = "state.json", "evaluation.json", "manifest.json"
-_ATTEMPTS = 3
 _OLD_SUFFIX = ".old.tmp"
-_NAME_PATTERN = re.compile(r"step-([0-9]{1,18})")
 
 CheckpointParts = dict[str, dict[str, Tensor]]  # part, such as "model" -> tensor name -> tensor
 
@@ -86,9 +93,9 @@ def save(folder: Folder, step: int, parts: CheckpointParts, state: dict[str, Any
     }
     files[STATE] = json.dumps(state, indent=1).encode()
     tensor_counts = {f"{name}.safetensors": len(part) for name, part in parts.items()}
-    name = f"step-{step:08d}"
+    name = name_of_step(step)
     retry(lambda: _write_checkpoint(folder, name, step, files, tensor_counts), folder, sum(map(len, files.values())))
-    set_pointer(folder, "latest", name)
+    set_pointer(folder, LATEST, name)
     return folder.path / name
 
 
@@ -97,7 +104,7 @@ def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
 
     A kill leaves the checkpoint intact, at worst without an evaluation. Raises StorageError or CheckpointError.
     """
-    name, data = f"step-{step:08d}", json.dumps(state, indent=1).encode()
+    name, data = name_of_step(step), json.dumps(state, indent=1).encode()
 
     def write() -> None:
         checkpoint = folder.open_child(name)
@@ -110,11 +117,6 @@ def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
         checkpoint.replace(MANIFEST, manifest.to_bytes())
 
     retry(write, folder, len(data))
-
-
-def set_pointer(folder: Folder, pointer: str, name: str) -> None:
-    """Write `name` into the file `pointer` (`latest` or `best`) atomically."""
-    retry(lambda: folder.replace(pointer, name.encode()), folder, len(name))
 
 
 def repair_before_resume(folder: Folder, resumed: Path, best_step: int | None) -> None:
@@ -132,13 +134,13 @@ def repair_before_resume(folder: Folder, resumed: Path, best_step: int | None) -
             if folder.has(damaged):
                 folder.remove(damaged)
             folder.rename(path.name, damaged)
-    if best_step is not None and folder.has(best := f"step-{best_step:08d}"):
-        set_pointer(folder, "best", best)
+    if best_step is not None and folder.has(best := name_of_step(best_step)):
+        set_pointer(folder, BEST, best)
 
 
 def prune(folder: Folder, keep: int) -> None:
-    """Remove all checkpoints except the newest `keep` and those that `latest` and `best` name, oldest first."""
-    pointed = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")}
+    """Remove all checkpoints except the newest `keep` and those that pointers name, oldest first."""
+    pointed = {read_pointer(folder.path, pointer) for pointer in POINTERS}
     for old in list_checkpoints(folder.path)[:-keep]:
         if old.name not in pointed:
             with contextlib.suppress(OSError):  # the next save tries again
@@ -148,7 +150,7 @@ def prune(folder: Folder, keep: int) -> None:
 def repair_killed_save(folder: Folder) -> None:
     """Clean up after a killed save: remove unfinished files and restore a checkpoint that it had renamed."""
     complete = {path.name for path in list_checkpoints(folder.path)}
-    missing = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")} - complete
+    missing = {read_pointer(folder.path, pointer) for pointer in POINTERS} - complete
     for name in folder.names():
         if name.endswith(_OLD_SUFFIX) and name.removesuffix(_OLD_SUFFIX) in missing:
             folder.rename(name, name.removesuffix(_OLD_SUFFIX))
@@ -160,22 +162,12 @@ def repair_killed_save(folder: Folder) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Paths of the checkpoint directories in `folder`, by ascending step; their contents are not checked."""
-    paths = [path for path in folder.glob("step-*") if _NAME_PATTERN.fullmatch(path.name) and path.is_dir()]
+    paths = [path for path in folder.glob("step-*") if NAME_PATTERN.fullmatch(path.name) and path.is_dir()]
     return sorted(paths, key=_step)
 
 
 def _step(path: Path) -> int:
     return int(path.name[5:])
-
-
-def read_pointer(folder: Path, pointer: str) -> str | None:
-    """The directory name in a pointer file, or None if the file is missing or damaged."""
-    try:
-        data = read_bytes(folder / pointer, CheckpointError, 64)
-    except CheckpointError:
-        return None
-    name = data.decode("ascii", "replace")
-    return name if _NAME_PATTERN.fullmatch(name) else None
 
 
 def load(path: Path) -> Checkpoint:
@@ -217,22 +209,6 @@ def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Check
     if problems:
         raise CheckpointError(*problems, f"{folder}: no undamaged checkpoint is left")
     return None
-
-
-def retry(write: Callable[[], None], folder: Folder, byte_count: int) -> None:
-    """Call `write`, up to three times with pauses if the disk fails; `byte_count` is the size, for the error.
-
-    Raises StorageError after the last attempt, or at once if the folder was moved.
-    """
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            write()
-            return
-        except OSError as error:
-            if attempt == _ATTEMPTS or not folder.is_in_place():
-                failure = describe_failure(folder.path, byte_count, error)
-                raise StorageError(f"{failure}; earlier checkpoints are kept") from None
-            time.sleep(0.1 * 4**attempt)
 
 
 def _write_checkpoint(folder: Folder, name: str, step: int, files: dict[str, bytes], tensors: dict[str, int]) -> None:
@@ -296,7 +272,7 @@ def _read_manifest(folder: Folder) -> _Manifest:
     # Equal content in other bytes means that something else than cnnrun wrote the manifest.
     if STATE not in manifest.files or data != manifest.to_bytes():
         raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged")
-    if folder.path.name != f"step-{manifest.step:08d}":
+    if folder.path.name != name_of_step(manifest.step):
         raise CheckpointError(f"{folder.path}: its manifest is of step {manifest.step:,}: the folder was renamed")
     return manifest
 

@@ -84,6 +84,7 @@ class TrainingLoop:
         self.stop = StopRequest()
         self._saved_step = state.step  # step of the newest checkpoint, 0 if there is none
         self._shown_step = state.step  # the last step that the progress bar has shown
+        self._decay_start = self.setup.spec.schedule.decay_start(self.total_steps)
         self._should_end = False  # set if `hooks.should_stop` ended the training early
 
     @property
@@ -109,13 +110,15 @@ class TrainingLoop:
         if state.step > state.evaluated_step and state.step % per_epoch == 0:
             self.end_epoch()  # the earlier process stopped before it measured this epoch
         while not self.is_finished:
+            if self.writer and state.step == self._decay_start:
+                self.writer.keep_for_extension(state.step, state.best_step)
             with self.pace.time_step():
                 self.run_step()
             epoch_ends = state.step % per_epoch == 0
             self._log_step(epoch_ends)
             self._show_progress(advance, epoch_ends)
             (signal,) = self.setup.ranks.all_reduce_max([self.stop.signal])
-            if epoch_ends or signal or self.setup.spec.should_save(state.step):
+            if epoch_ends or signal or self.setup.spec.should_save(state.step) or state.step == self._decay_start:
                 with self.clock.exclude_time():
                     self.save()
                     if epoch_ends:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ _MAX_ENTRIES = 100_000
 
 
 def create_run_folder(runs: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
-    """Create `runs/name/<next number>` with these files, completely or not at all. Raises StorageError."""
+    """Create `runs/name/<next number>` with these files, by path, completely or not at all. Raises StorageError."""
     files = files or {}
     parent = runs / name
     with storage_errors(parent, sum(map(len, files.values()))):
@@ -35,7 +35,7 @@ def create_run_folder(runs: Path, name: str, files: Mapping[str, bytes] | None =
         try:
             new_run = folder.make_child(temporary)
             for file, data in files.items():
-                new_run.create(file, data)
+                _create_file(new_run, file.split("/"), data)
             new_run.sync()
             run = _rename_to_next_number(folder, temporary)
             folder.sync()
@@ -43,6 +43,17 @@ def create_run_folder(runs: Path, name: str, files: Mapping[str, bytes] | None =
             shutil.rmtree(parent / temporary, ignore_errors=True)
             raise
     return run
+
+
+def _create_file(folder: Folder, path: Sequence[str], data: bytes) -> None:
+    """Create a file, and the folders that its path names."""
+    name, *rest = path
+    if rest:
+        child = folder.open_child(name, create=True)
+        _create_file(child, rest, data)
+        child.sync()
+    else:
+        folder.create(name, data)
 
 
 def _rename_to_next_number(folder: Folder, temporary: str) -> Path:

@@ -18,6 +18,8 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
 INITIAL_WEIGHTS = "weights.json"  # the weights file that the run started from
+EXTENDED = "extended.json"  # the finished run that the run goes on from
+EXTENSIONS = "extensions.jsonl"  # the runs that go on from it
 DATA_LIST = "data.tsv.gz"  # the files of its training data
 PLAN = "plan.json"  # the estimates of `cnnrun plan`
 CALIBRATION = "calibration.json"  # the choices of `cnnrun calibrate`, by digest of the weights
@@ -67,6 +69,17 @@ class WeightsRecord(_Record):
     sha256: Digest
 
 
+class ExtensionRecord(_Record):
+    """The finished run that a run goes on from: its folder, its epochs, and the step and SHA-256 of its checkpoint."""
+
+    run: str
+    epochs: int = Field(ge=1)
+    step: int = Field(ge=1)
+    sha256: Digest
+
+
+_EXTENSION = TypeAdapter(ExtensionRecord)
+_EXTENSIONS = TypeAdapter(dict[str, str])
 _RESULT, _ENVIRONMENTS = TypeAdapter(TrainingResult), TypeAdapter(Environments)
 _WEIGHTS, _CALIBRATION = TypeAdapter(WeightsRecord), TypeAdapter(dict[Digest, dict[str, Any]])
 _STORED_FACTS = TypeAdapter(dict[str, Any])
@@ -88,6 +101,20 @@ def read_environments(run: Path) -> list[Environment]:
 def read_initial_weights(run: Path) -> WeightsRecord | None:
     """Read which weights the run started from; None for random weights. Raises CheckpointError if damaged."""
     return _read_record(run, INITIAL_WEIGHTS, _WEIGHTS)
+
+
+def read_extension(run: Path) -> ExtensionRecord | None:
+    """Read which run this one extends; None if it began at its first step. Raises CheckpointError if damaged."""
+    return _read_record(run, EXTENDED, _EXTENSION)
+
+
+def read_extensions(run: Path) -> list[str]:
+    """Read the folders of the runs that extend this one, oldest first. Raises CheckpointError if damaged."""
+    path = run / EXTENSIONS
+    if not path.is_symlink() and not path.exists():
+        return []
+    lines = read_bytes(path, CheckpointError, MAX_JSON_BYTES, Folder(run)).splitlines()
+    return [_parse(f"{path} line {number}", line, _EXTENSIONS)["run"] for number, line in enumerate(lines, 1)]
 
 
 def read_facts(run: Path) -> DataFacts | None:

@@ -13,14 +13,25 @@ UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScheduleSpec(Kind):
-    """A factor on the learning rate; it rises to 1 during `warmup`, a fraction of the run."""
+    """A factor on the learning rate at each step."""
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the factor for optimizer step `step` (from 0) of `total`."""
+        raise NotImplementedError
+
+    def decay_start(self, total: int) -> int | None:
+        """The step at which the only part that depends on `total` begins; None if earlier factors depend on it too."""
+        return None
+
+
+class WarmupSchedule(ScheduleSpec):
+    """A factor that rises to 1 during `warmup`, a fraction of the run."""
 
     warmup: float = Field(0.0, ge=0, lt=1)
     start: float = Field(0.01, ge=0, le=1)
     """The factor at the first step of the warm-up."""
 
     def factor(self, step: int, total: int) -> float:
-        """Return the factor for optimizer step `step` (from 0) of `total`."""
         warmup_steps = self.warmup * total
         if step < warmup_steps:
             return self.start + (1 - self.start) * step / warmup_steps
@@ -31,7 +42,7 @@ class ScheduleSpec(Kind):
         raise NotImplementedError
 
 
-class Constant(ScheduleSpec):
+class Constant(WarmupSchedule):
     """The optimizer's learning rate throughout, after the warm-up if there is one."""
 
     kind = "constant"
@@ -40,7 +51,7 @@ class Constant(ScheduleSpec):
         return 1.0
 
 
-class Cosine(ScheduleSpec):
+class Cosine(WarmupSchedule):
     """Half a cosine from 1 down to `end` (Loshchilov and Hutter 2017)."""
 
     kind = "cosine"
@@ -50,7 +61,7 @@ class Cosine(ScheduleSpec):
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class OneCycle(ScheduleSpec):
+class OneCycle(WarmupSchedule):
     """Up to the peak, then down to nearly zero (Smith and Topin 2019)."""
 
     kind = "one_cycle"
@@ -65,7 +76,7 @@ class OneCycle(ScheduleSpec):
         return 1 + (self.end - 1) * fraction
 
 
-class Step(ScheduleSpec):
+class Step(WarmupSchedule):
     """Multiplies by `gamma` at each of the `milestones`, which are fractions of the run."""
 
     kind = "step"
@@ -81,4 +92,37 @@ class Step(ScheduleSpec):
         return 1.0
 
 
-Schedule = Constant | Cosine | OneCycle | Step
+class WarmupStableDecay(ScheduleSpec):
+    """Up, level, then down to `end` over the last part of the run (Hu et al. 2024, section 4; Hägele et al. 2024).
+
+    A finished run can be extended from the checkpoint before its decay: 100 epochs and 50 more are then the same, to
+    the bit, as 150.
+    """
+
+    kind = "warmup_stable_decay"
+    main = "decay"
+    decay: float = Field(0.2, gt=0, lt=1)
+    """The last part of the run, in which the factor falls."""
+    warmup_steps: int = Field(0, ge=0, le=1_000_000_000)
+    """Optimizer steps of the warm-up; not a part of the run, so that a longer run begins in the same way."""
+    start: UnitInterval = 0.01
+    """The factor at the first step of the warm-up."""
+    end: UnitInterval = 0.0
+    anneal: Literal["linear", "sqrt"] = "linear"
+    """`sqrt` falls as one minus the root of the decay's progress: fast at first."""
+
+    def factor(self, step: int, total: int) -> float:
+        rising = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        level = self.start + (1 - self.start) * rising
+        decay_start = self.decay_start(total)
+        if step < decay_start:
+            return level
+        progress = (step - decay_start) / max(1, total - decay_start)
+        fallen = progress if self.anneal == "linear" else math.sqrt(progress)
+        return level * (1 + (self.end - 1) * fallen)
+
+    def decay_start(self, total: int) -> int:
+        return math.ceil((1 - self.decay) * total)
+
+
+Schedule = Constant | Cosine | OneCycle | Step | WarmupStableDecay

@@ -24,7 +24,7 @@ import torch
 from cnnrun.base import atomic_files
 from cnnrun.experiment import schema
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints
+from cnnrun.training import checkpoint_pointers, checkpoints
 from tests.support.configs import KINDS, case_config
 from tests.support.forked_processes import fork, outcome
 from tests.support.images import write_pictures
@@ -38,7 +38,7 @@ def training_digest(root: Path) -> str:
     run = root / "runs" / "c" / "1"
     found = hashlib.sha256()
     for pointer in ("latest", "best"):
-        name = checkpoints.read_pointer(run / "checkpoints", pointer)
+        name = checkpoint_pointers.read_pointer(run / "checkpoints", pointer)
         assert name, f"no {pointer}"
         saved = checkpoints.load(run / "checkpoints" / name)
         found.update(f"{pointer} {name} {json.dumps(saved.state, sort_keys=True)}".encode())

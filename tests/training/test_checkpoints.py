@@ -9,7 +9,7 @@ import torch
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, StorageError
-from cnnrun.training import checkpoints
+from cnnrun.training import checkpoint_pointers, checkpoints
 
 
 def parts(seed: int) -> checkpoints.CheckpointParts:
@@ -27,7 +27,7 @@ def test_a_saved_checkpoint_is_loaded_with_the_same_contents(tmp_path):
     assert torch.equal(loaded.parts["model"]["w"], parts(1)["model"]["w"])
     assert loaded.parts["optimizer"] == {}
     assert loaded.state == {"training": {"step": 7}}
-    assert checkpoints.read_pointer(tmp_path, "latest") == path.name
+    assert checkpoint_pointers.read_pointer(tmp_path, "latest") == path.name
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -53,7 +53,7 @@ def test_steps_sort_as_numbers_and_pruning_keeps_the_newest_and_the_best(tmp_pat
     for step in (9, 10, 100, 99_999_999, 100_000_000):
         checkpoints.save(Folder(tmp_path), step, parts(step), {})
         if step == 10:
-            checkpoints.set_pointer(Folder(tmp_path), "best", "step-00000010")
+            checkpoint_pointers.set_pointer(Folder(tmp_path), "best", "step-00000010")
     checkpoints.prune(Folder(tmp_path), 2)
     assert [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 99_999_999, 100_000_000]
 
@@ -144,7 +144,7 @@ def test_a_failing_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, call)
     import errno
 
     checkpoints.save(Folder(tmp_path), 1, parts(1), {"step": 1})
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", lambda seconds: None)
 
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -162,7 +162,7 @@ def test_a_failing_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, call)
 
 def test_saving_is_retried_after_a_disk_error(tmp_path, monkeypatch):
     real, failures = os.fsync, [OSError(5, "Input/output error")]
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", lambda seconds: None)
 
     def flaky(descriptor: int) -> None:
         if failures:

@@ -23,7 +23,7 @@ from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, StorageError, UserError
 from cnnrun.experiment import config_file
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints
+from cnnrun.training import checkpoint_pointers, checkpoints
 from tests.support.configs import TINY
 from tests.support.forked_processes import fork, outcome, wait_for
 from tests.support.forked_python import run_python
@@ -47,7 +47,7 @@ def save(folder: Path, step: int, keep: int = 2) -> None:
         folder.mkdir(parents=True)
     checkpoints.save(Folder(folder), step, parts(step), {"training": {"step": step}})
     if step % 3 == 0:
-        checkpoints.set_pointer(Folder(folder), "best", f"step-{step:08d}")
+        checkpoint_pointers.set_pointer(Folder(folder), "best", f"step-{step:08d}")
     checkpoints.prune(Folder(folder), keep)
 
 
@@ -119,7 +119,7 @@ def kill_saves(tmp_path: Path, how: str) -> None:
             os.kill(pid, signal.SIGKILL)
         assert outcome(pid, pipe) == -signal.SIGKILL
         for pointer in ("latest", "best"):
-            name = checkpoints.read_pointer(folder, pointer)
+            name = checkpoint_pointers.read_pointer(folder, pointer)
             if pointer == "latest" or had_best or name:  # once a pointer exists, it always exists
                 checkpoints.load(folder / str(name))
         had_best = had_best or (folder / "best").exists()
@@ -145,7 +145,7 @@ def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
 
 @pytest.mark.parametrize("how", ["kill", "error"])
 def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 3, keep=1)
     calls = record_writes(lambda: save(tmp_path / "count", 3, keep=1))
     for place in range(len(calls)):
@@ -237,7 +237,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_on_resume(tmp_path):
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
         f"step-0000000{step}" for step in (1, 2, 3)
     ]
-    assert checkpoints.read_pointer(tmp_path, "best") == "step-00000001"
+    assert checkpoint_pointers.read_pointer(tmp_path, "best") == "step-00000001"
 
 
 def record_writes(action: Callable[[], None]) -> list[str]:
@@ -249,7 +249,7 @@ def record_writes(action: Callable[[], None]) -> list[str]:
 
 @pytest.mark.parametrize("number", ERRORS, ids=lambda number: errno.errorcode[number])
 def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 2)
     calls = record_writes(lambda: save(tmp_path / "count", 3))
     assert len(calls) >= 20
@@ -278,7 +278,7 @@ def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, n
 
 def test_a_save_that_fails_once_or_twice_is_retried(tmp_path, monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr(checkpoints.time, "sleep", waited.append)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", waited.append)
     calls = len(record_writes(lambda: save(tmp_path / "count", 3)))
     for place, times in itertools.product(range(calls), (1, 2)):
         folder = tmp_path / f"{place} {times}"
@@ -354,7 +354,7 @@ def test_pruning_orders_steps_by_number_and_keeps_the_best(tmp_path, keep, best)
     for step in (9, 10, 100):
         checkpoints.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
-            checkpoints.set_pointer(Folder(tmp_path), "best", f"step-{step:08d}")
+            checkpoint_pointers.set_pointer(Folder(tmp_path), "best", f"step-{step:08d}")
         os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # modification times in the opposite order
     checkpoints.prune(Folder(tmp_path), keep)
     left = [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)]
@@ -374,7 +374,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_training_and_keeps_earlier_checkpoints(small_disk, tmp_path, run_cli, monkeypatch):
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", lambda seconds: None)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.replace("s: 16", "s: 600").replace("epochs: 2", "epochs: 5"))  # checkpoints of 0.36 MiB
     code, _, err = run_cli("train", config, "--runs", small_disk)
@@ -412,7 +412,7 @@ def state(root: Path) -> tuple[object, ...]:
 
 
 def test_a_training_can_be_resumed_after_an_error_in_any_of_its_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoint_pointers.time, "sleep", lambda seconds: None)
     names: list[str] = []
     train_and_watch(tmp_path / "whole", names.append)
     expected = state(tmp_path / "whole")

@@ -23,7 +23,7 @@ from cnnrun.experiment import assemble
 from cnnrun.experiment.checks import check
 from cnnrun.model.trained_network import MeasuredNetwork
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints
+from cnnrun.training import checkpoint_pointers, checkpoints
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Learner
 from cnnrun.training.metrics_log import MetricsLog
@@ -255,7 +255,7 @@ def test_best_checkpoint_early_stop_and_keep_work_together(tmp_path, monkeypatch
     assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
     folder = Path(result["run"]) / "checkpoints"
     assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["step-00000034", "step-00000068"]
-    assert checkpoints.read_pointer(folder, "best") == "step-00000034"
+    assert checkpoint_pointers.read_pointer(folder, "best") == "step-00000034"
 
 
 def test_nan_stops_training_names_images_and_layer_and_is_not_saved(tmp_path, monkeypatch):

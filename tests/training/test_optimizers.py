@@ -112,7 +112,7 @@ def test_moving_average_equals_the_formula():
 @pytest.mark.parametrize("kind", SCHEDULES, ids=lambda kind: kind.kind)
 @pytest.mark.parametrize("warmup", [0.0, 0.3])
 def test_schedules_are_bounded_functions_of_the_step(kind, warmup):
-    spec = kind(warmup=warmup)
+    spec = kind(warmup=warmup) if "warmup" in kind.model_fields else kind(warmup_steps=round(100 * warmup))
     factors = [spec.factor(step, 100) for step in range(100)]
     assert all(0 <= factor <= 1 for factor in factors)
     assert max(factors) == pytest.approx(1, abs=1e-9)
@@ -123,6 +123,17 @@ def test_schedules_are_bounded_functions_of_the_step(kind, warmup):
         assert factors[30] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("kind", SCHEDULES, ids=lambda kind: kind.kind)
+def test_factors_before_the_decay_do_not_depend_on_the_length(kind):
+    spec = kind()
+    if (decay_start := spec.decay_start(100)) is None:
+        return
+    assert 0 < decay_start < spec.decay_start(150)
+    for step in range(decay_start):
+        assert spec.factor(step, 100) == spec.factor(step, 150)
+    assert spec.factor(decay_start + 1, 100) < spec.factor(decay_start + 1, 150)
+
+
 def test_schedules_have_known_values():
     read = TypeAdapter(Annotated[Schedule, Kinds()]).validate_python
     cosine = read({"cosine": {"end": 0.1}})
@@ -130,6 +141,10 @@ def test_schedules_have_known_values():
     assert cosine.factor(5, 10) == pytest.approx(0.55)
     one = read({"one_cycle": {"warmup": 0.5, "start": 0.0, "end": 0.0, "anneal": "linear"}})
     assert [one.factor(step, 8) for step in range(8)] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25])
+    stable = read({"warmup_stable_decay": {"decay": 0.5, "warmup_steps": 2, "start": 0.0, "end": 0.2}})
+    assert [stable.factor(step, 8) for step in range(8)] == pytest.approx([0, 0.5, 1, 1, 1, 0.8, 0.6, 0.4])
+    root = read({"warmup_stable_decay": {"decay": 0.5, "anneal": "sqrt"}})
+    assert [root.factor(step, 8) for step in (3, 4, 5)] == pytest.approx([1, 1, 0.5])
     step = read({"step": [0.5, 0.75]})
     assert [step.factor(s, 8) for s in (0, 3, 4, 5, 6, 7)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 

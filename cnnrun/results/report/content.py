@@ -15,6 +15,7 @@ from cnnrun.base.durations import format_duration
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError
 from cnnrun.contracts.figure import Plot, Series
+from cnnrun.experiment.extend import describe_lineage
 from cnnrun.experiment.open_run import MeasuredRun
 from cnnrun.explain.figures.network_svg import render_svg
 from cnnrun.explain.figures.panels import overlay_panel, to_pillow
@@ -69,7 +70,7 @@ def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_coun
         "name": measured.name,
         "description": f"task {trained.task.kind}; checkpoint of step {trained.step:,}"
         + (f" of {result['steps']:,}, the best by {best}" if result else "; the training is not finished"),
-        "notes": _operating_notes(measured),
+        "notes": [*_operating_notes(measured), *describe_lineage(trained.run)],
         "headline": _headline(measured),
         "measured_on": _measurement_note(measured),
         "tables": _metric_tables(measured, key),

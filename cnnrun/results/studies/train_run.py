@@ -22,10 +22,11 @@ def train_run(
     resume: bool,
     strict: bool = False,
     should_stop: Callable[[int, float], bool] | None = None,
+    extend: Path | None = None,
 ) -> dict[str, Any]:
     """Train an experiment to its end in a run folder, as `run.train` does.
 
     `should_stop(epoch, monitored value)` is called after each epoch; training ends early once it returns True.
     """
     hooks = run.RunHooks(should_stop, results_panel, record=partial(compare_with_plan, runs))
-    return run.train(experiment, runs, device, resume, strict, hooks)
+    return run.train(experiment, runs, device, resume, strict, hooks, extend)

@@ -52,6 +52,10 @@ class CosineCrossEntropy(Criterion):
     def set_progress(self, fraction: float) -> None:
         self.margin = self.full_margin * min(1.0, fraction / self.warmup) if self.warmup else self.full_margin
 
+    @property
+    def depends_on_progress(self) -> bool:
+        return self.warmup > 0
+
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         cosine_BP = outputs @ F.normalize(self.centres).T
         label_B1 = self.place[targets["labels"]][:, None]
