@@ -32,6 +32,10 @@ def train(
     seeds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Train this many runs with different seeds, and summarize them.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, max=100, help="Cross-validate: train this many runs, each measured on another fold."),
+    ] = None,
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the run after training.")
     ] = True,
@@ -44,17 +48,22 @@ def train(
     from cnnrun.base.errors import ConfigError
     from cnnrun.experiment.config_file import read_config
 
-    if extend and seeds:
-        raise ConfigError("--extend goes on from one run: extend each seed's run by itself, without --seeds")
+    if (extend is not None) + (seeds is not None) + (folds is not None) > 1:
+        raise ConfigError("--extend, --seeds and --folds cannot be combined: extend each run by itself, without them")
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
     # Imported after the config is read, so that a mistake in it is reported quickly.
     from cnnrun.results.report.write import report_after_training
-    from cnnrun.results.studies.seeds import RunSettings, train_seeds
+    from cnnrun.results.studies.folds import train_folds
+    from cnnrun.results.studies.seeds import train_seeds
     from cnnrun.results.studies.train_run import train_run
+    from cnnrun.results.studies.training_series import RunSettings
 
+    settings = RunSettings(runs, torch_device, resume or strict_resume, strict_resume)
     if seeds:
-        settings = RunSettings(runs, torch_device, resume or strict_resume, strict_resume)
-        show(train_seeds(experiment, seeds, settings, page), as_json, print_seeds)
+        show(train_seeds(experiment, seeds, settings, page), as_json, print_series)
+        return
+    if folds:
+        show(train_folds(experiment, folds, settings, page), as_json, print_series)
         return
     result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume, extend=extend)
     if page and not torchrun.rank():
@@ -73,12 +82,14 @@ def _print_training(data: dict[str, Any], out: Output) -> None:
     out.print(f"run: {data['run']}")
 
 
-def print_seeds(data: dict[str, Any], out: Output) -> None:
-    """Print for each metric its mean and deviation over the seeds, and the mean's confidence interval."""
+def print_series(data: dict[str, Any], out: Output) -> None:
+    """Print for each metric its mean and deviation over the seeds or folds, and the mean's confidence interval."""
     from cnnrun.results.report.class_tables import format_cell
 
-    count = len(data["seeds"])
-    out.print(f"{data['name']}: {format_count(count, 'seed')}, measured on {data['split']}")
+    word = "fold" if "folds" in data else "seed"
+    count = len(data["runs"])
+    place = "each on its own fold by the last checkpoint" if word == "fold" else f"on {data['split']}"
+    out.print(f"{data['name']}: {format_count(count, word)}, measured {place}")
     columns = ("mean", "deviation", "from", "to")
     rows = [
         [name, *(format_cell(statistics[column]) if column in statistics else "" for column in columns)]
@@ -86,5 +97,5 @@ def print_seeds(data: dict[str, Any], out: Output) -> None:
     ]
     out.print(build_table(["metric", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
     for row in data["runs"]:
-        out.print(f"seed {row['seed']}: {escape(row['run'])}")
+        out.print(f"{word} {row[word]}: {escape(row['run'])}")
     out.print(escape(data["path"]))

@@ -18,9 +18,9 @@ from cnnrun.contracts.facts import NumberStatistics
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import SourceContents, SourceSpec, Split
 from cnnrun.data.class_names import check_class_names, implausible_class_names, quote_names, similar_names
-from cnnrun.data.hold_out import hold_out_classes, hold_out_samples, label_combinations
+from cnnrun.data.hold_out import assign_folds, hold_out_classes, hold_out_samples, label_combinations
 from cnnrun.data.image_settings import ImageSettings
-from cnnrun.data.settings import Data, HoldOut
+from cnnrun.data.settings import Data, Fold, HoldOut
 from cnnrun.data.targets import count_classes, flatten_targets, labels_or_zeros, measure_numbers, select_targets
 
 _MANY_CLASSES = 30  # the warning about classes with one image needs more classes than this
@@ -34,6 +34,7 @@ class SourceIndex:
     splits: dict[str, tuple[Split, Tensor]]
     held_out_splits: frozenset[str]
     has_held_out_classes: bool = False  # val and test hold whole classes (`data.split.by: label`)
+    has_fold: bool = False  # val is a fold (`data.split.val: {fold: 1, of: 5}`)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -114,7 +115,8 @@ def index_source(data: Data) -> SourceIndex:
     for name, (_, rows) in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; change data.split")
-    return SourceIndex(contents, splits, held_out_splits, data.split.by == "label")
+    has_fold = "val" in held_out_splits and isinstance(data.split.val, Fold)
+    return SourceIndex(contents, splits, held_out_splits, data.split.by == "label", has_fold)
 
 
 def _choose_held_out(settings: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:
@@ -122,6 +124,8 @@ def _choose_held_out(settings: HoldOut, name: str, split: Split, rows: Tensor, c
     part, labels, seed = getattr(settings, name), labels_or_zeros(split)[rows], _hold_out_seed(settings, name)
     if "present" in split.targets and isinstance(part, float) and part:
         labels = label_combinations(split.targets["present"][rows], math.ceil(1 / part))
+    if isinstance(part, Fold):
+        return _choose_fold(settings, part, split, rows)
     if isinstance(part, list):
         return torch.isin(labels, torch.tensor([classes.index(class_name) for class_name in part]))
     if settings.by == "label":
@@ -131,13 +135,32 @@ def _choose_held_out(settings: HoldOut, name: str, split: Split, rows: Tensor, c
     return hold_out_samples(labels, None if split.groups is None else split.groups[rows], part, seed)
 
 
+def _choose_fold(settings: HoldOut, part: Fold, split: Split, rows: Tensor) -> Tensor:
+    """Choose the rows of a fold: bool [N]. Raises DataError if there are too few samples, groups or classes."""
+    labels, groups = labels_or_zeros(split)[rows], None if split.groups is None else split.groups[rows]
+    if settings.by == "label":
+        labels, groups = torch.zeros_like(labels), labels
+    elif "present" in split.targets:
+        labels = label_combinations(split.targets["present"][rows], part.of)
+    count = len(rows) if groups is None else len(groups.unique())
+    if count < part.of:
+        unit = "classes" if settings.by == "label" else "samples" if groups is None else "groups"
+        raise DataError(f"{count} {unit} are too few for {part.of} folds")
+    return assign_folds(labels, groups, part.of, settings.seed) == part.fold - 1
+
+
 def _hold_out_seed(settings: HoldOut, name: str) -> int:
     return derive_key(settings.seed, HOLD_OUT_KEYS[name])
 
 
 def _refuse_wrong_class_names(contents: SourceContents, settings: HoldOut) -> None:
-    """Raise DataError for classes to hold out that do not exist, are in both parts, or are in a split of the source."""
+    """Raise DataError for classes to hold out that do not exist, are in both parts, or are in a split of the source.
+
+    A fold of a split that the source has itself is refused too.
+    """
     classes = contents.classes
+    if isinstance(settings.val, Fold) and "val" in contents.splits:
+        raise DataError("data.split.val: the source has a val split of its own, so it cannot be divided into folds")
     named_parts = {name: part for name in HOLD_OUT_KEYS if isinstance(part := getattr(settings, name), list)}
     for name, part in named_parts.items():
         if name in contents.splits:

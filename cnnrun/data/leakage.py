@@ -178,7 +178,10 @@ def move_copies_together(
     for number, name in enumerate(names):
         split_N[source_index.splits[name][1].numpy()] = number
     units_N = group_copies(stored[id(split)].digests(), None if split.groups is None else split.groups.numpy())
-    together_N = keep_sets_together(split_N, units_N, labels_or_zeros(split).numpy())
+    if source_index.has_fold:  # by the unit's first sample, which is in one fold: no copy is in two folds, or in none
+        together_N = split_N[units_N]
+    else:
+        together_N = keep_sets_together(split_N, units_N, labels_or_zeros(split).numpy())
     moved_count = int((together_N != split_N).sum())
     if not moved_count:
         return splits, 0

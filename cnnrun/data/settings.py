@@ -16,6 +16,21 @@ from cnnrun.data.storage import StorageSettings
 HoldOutPart = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(min_length=1)]
 
 
+class Fold(Spec):
+    """One of several equal parts of the images, stratified by label; with `by: label`, of the classes."""
+
+    fold: int = Field(ge=1)
+    """The number of the part, from 1."""
+    of: int = Field(ge=2, le=100)
+    """The number of parts."""
+
+    @model_validator(mode="after")
+    def _check_number(self) -> Self:
+        if self.fold > self.of:
+            raise ValueError(f"there is no fold {self.fold} of {self.of}")
+        return self
+
+
 class HoldOut(Spec):
     """Fractions of the training images to hold out, stratified by label, for splits that the source does not have.
 
@@ -26,9 +41,10 @@ class HoldOut(Spec):
 
     by: Literal["image", "label"] = "image"
     """`label` holds out whole classes, such as people who are never seen in training."""
-    val: HoldOutPart = 0.1
+    val: HoldOutPart | Fold = 0.1
     """For choices (best checkpoint, early stop, thresholds): a fraction of the images that `test` leaves. With \
-`by: label`, a fraction of all classes, or their names."""
+`by: label`, a fraction of all classes, or their names. `{fold: 1, of: 5}`: one of five folds, as `cnnrun data split` \
+makes them."""
     test: HoldOutPart = 0.0
     """For the final report: a fraction of the images. With `by: label`, a fraction of the classes, or their names."""
     seed: int = Field(0, ge=0, lt=2**63)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from cnnrun.base.console import Output
 from cnnrun.base.errors import DataError
 from cnnrun.commands.export import print_parity
-from cnnrun.commands.train import print_seeds
+from cnnrun.commands.train import print_series
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import Measurement
 from cnnrun.experiment import config_file
 from cnnrun.results import compare
 from cnnrun.results.report import html as page
 from cnnrun.results.report.content import training_curves
-from cnnrun.results.studies import seeds
+from cnnrun.results.studies import training_series
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification_metrics import MultilabelPredictions, SingleLabelPredictions
 from cnnrun.tasks.detection.average_precision import COCO_METRICS, AveragePrecision, undefined_coco_metrics
@@ -70,18 +70,18 @@ def test_the_wilson_interval_contains_its_proportion_within_0_and_1(right):
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.sampled_from(["accuracy", "AP", "eer"]))
 def test_the_interval_over_seeds_contains_the_mean_within_0_and_1(values, name):
-    found = seeds.mean_with_interval(values, name)
+    found = training_series.mean_with_interval(values, name)
     assert 0 <= found["from"] <= found["mean"] + 1e-12
     assert found["mean"] - 1e-12 <= found["to"] <= 1
 
 
 def test_the_interval_over_seeds_is_clipped_only_to_the_range_of_its_metric():
-    found = seeds.mean_with_interval([0.5, 3.0, 9.0], "loss")
+    found = training_series.mean_with_interval([0.5, 3.0, 9.0], "loss")
     assert found["from"] < 0
     assert found["to"] > 9
-    assert seeds.mean_with_interval([0.1, 9.0], "mae")["from"] == 0
-    assert seeds.mean_with_interval([0.97, 1.0], "accuracy")["to"] == 1
-    assert seeds.mean_with_interval([0.5, None], "AP_small") == {"mean": None}
+    assert training_series.mean_with_interval([0.1, 9.0], "mae")["from"] == 0
+    assert training_series.mean_with_interval([0.97, 1.0], "accuracy")["to"] == 1
+    assert training_series.mean_with_interval([0.5, None], "AP_small") == {"mean": None}
 
 
 @given(st.integers(0, 10_000), st.integers(20, 60), st.sampled_from([0.5, 0.9, 1.0]))
@@ -272,10 +272,10 @@ def test_a_monitor_that_is_undefined_on_val_is_refused_before_training(tmp_path)
 def test_undefined_metrics_over_seeds_are_reported(capsys):
     data = {"name": "n", "seeds": [0, 1], "split": "val", "path": "p", "runs": []}
     summary = {
-        name: seeds.mean_with_interval(values, name)
+        name: training_series.mean_with_interval(values, name)
         for name, values in (("AP", [0.5, 0.7]), ("AP_large", [None, None]))
     }
-    print_seeds({**data, "summary": summary}, Output())
+    print_series({**data, "summary": summary}, Output())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["AP_large", "n/a"] in lines
     print_parity(

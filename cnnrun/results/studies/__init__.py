@@ -1,3 +1,3 @@
 """Studies of several trainings, or of short ones: seeds, sweeps, ablations, learning rates, plans, the selftest."""
 
-__all__ = ["ablate", "find_lr", "plan", "seeds", "selftest", "sweep", "train_run"]
+__all__ = ["ablate", "find_lr", "folds", "plan", "seeds", "selftest", "sweep", "train_run", "training_series"]

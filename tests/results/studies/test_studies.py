@@ -34,7 +34,7 @@ from cnnrun.export.onnx import Onnx
 from cnnrun.results import calibrate, compare
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
-from cnnrun.results.studies import find_lr, plan, seeds, sweep
+from cnnrun.results.studies import find_lr, plan, seeds, sweep, training_series
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.regression.losses import Gaussian
@@ -231,7 +231,7 @@ def test_figures_accept_any_name(tmp_path):
 
 
 def test_seeds_equal_runs_trained_one_by_one(tmp_path):
-    made = seeds.train_seeds(one_epoch_config(), 3, seeds.RunSettings(tmp_path / "runs", CPU, False))
+    made = seeds.train_seeds(one_epoch_config(), 3, training_series.RunSettings(tmp_path / "runs", CPU, False))
     assert made["seeds"] == [0, 1, 2]
     for row in made["runs"]:
         alone = train_run(one_epoch_config(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
@@ -246,27 +246,27 @@ def test_seeds_equal_runs_trained_one_by_one(tmp_path):
 
 
 def test_interrupted_seeds_are_resumed(tmp_path):
-    whole = seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path / "whole", CPU, True))
+    whole = seeds.train_seeds(one_epoch_config(), 2, training_series.RunSettings(tmp_path / "whole", CPU, True))
     train_run(one_epoch_config(), tmp_path / "cut", CPU, resume=False)
     with stop_at(7):
         train_run(one_epoch_config("seed=1"), tmp_path / "cut", CPU, resume=False)
-    part = seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path / "cut", CPU, True))
+    part = seeds.train_seeds(one_epoch_config(), 2, training_series.RunSettings(tmp_path / "cut", CPU, True))
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
         assert digest(Path(one["run"])) == digest(Path(other["run"]))
-    again = seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path / "cut", CPU, True))
+    again = seeds.train_seeds(one_epoch_config(), 2, training_series.RunSettings(tmp_path / "cut", CPU, True))
     assert again["runs"] == part["runs"]
 
 
 def test_seeds_trained_on_different_data_are_refused(tmp_path):
-    seeds.train_seeds(one_epoch_config(), 1, seeds.RunSettings(tmp_path, CPU, False))
+    seeds.train_seeds(one_epoch_config(), 1, training_series.RunSettings(tmp_path, CPU, False))
     facts = tmp_path / "tiny" / "1" / "facts.json"
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
     with pytest.raises(CheckpointError, match="the data has changed since"):
-        seeds.train_seeds(one_epoch_config(), 2, seeds.RunSettings(tmp_path, CPU, True))
+        seeds.train_seeds(one_epoch_config(), 2, training_series.RunSettings(tmp_path, CPU, True))
     other = Path(train_run(one_epoch_config("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="were trained on different data"):
-        seeds._refuse_different_data([tmp_path / "tiny" / "1", other])
+        training_series._refuse_different_data([tmp_path / "tiny" / "1", other], "seed")
 
 
 def test_a_seed_out_of_range_is_refused_before_training(config, tmp_path, run_cli):
@@ -277,7 +277,7 @@ def test_a_seed_out_of_range_is_refused_before_training(config, tmp_path, run_cl
 
 
 def test_one_seed_has_no_interval():
-    assert seeds.mean_with_interval([0.5], "accuracy") == {"mean": 0.5}
+    assert training_series.mean_with_interval([0.5], "accuracy") == {"mean": 0.5}
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
