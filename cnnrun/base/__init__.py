@@ -10,6 +10,7 @@ __all__ = [
     "console",
     "counts",
     "device",
+    "downloads",
     "durations",
     "error_lines",
     "errors",

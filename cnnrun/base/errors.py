@@ -3,6 +3,7 @@
     UserError
     |- ConfigError        2   the YAML file or the command line
     |- CheckpointError    3   a checkpoint or model file
+    |  `- DownloadError   3   a model file that cannot be fetched
     |- NonFiniteError     4   NaN or infinity while training
     |- StorageError       5   a full, read-only or failing disk; a run in use
     |- ResourceError      6   memory, device
@@ -44,6 +45,10 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     exit_code = 3
+
+
+class DownloadError(CheckpointError):
+    """A model file that cannot be fetched, or that is not the one that was asked for."""
 
 
 class NonFiniteError(UserError):

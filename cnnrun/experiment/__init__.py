@@ -18,4 +18,5 @@ __all__ = [
     "run",
     "schema",
     "training_checks",
+    "zoo_weights",
 ]

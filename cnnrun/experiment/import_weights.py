@@ -24,8 +24,11 @@ from cnnrun.model.network import build_network
 from cnnrun.model.tensor_matching import MatchRule, StateDict
 from cnnrun.model.weights_file import WeightsDescription
 
-# The preprocessing of torchvision's weights, in pixel values 0..255.
-_IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit: crop, crop_pct: 0.875"
+# Mean and deviation of torchvision's weights, in pixel values 0..255. Those of two networks come from TensorFlow, and
+# torchvision computes its own preprocessing back to theirs (`transform_input`).
+_IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375]"
+_TENSORFLOW = "mean: [127.5, 127.5, 127.5], std: [127.5, 127.5, 127.5]"
+_FROM_TENSORFLOW = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,14 @@ def import_weights(
 
 
 def convert_weights(
-    path: Path, like: str, match_rule: MatchRule, classes: str | None, drop: Sequence[str]
+    path: Path, like: str, match_rule: MatchRule, classes: str | None, drop: Sequence[str], crop_pct: float = 0.875
 ) -> ConvertedWeights:
     """Convert the state dict in `path` to weights of the network `like`, the name of a zoo network or a config.
 
-    Tensors that match a pattern in `drop` are left out. Raises CheckpointError or ConfigError.
+    Tensors that match a pattern in `drop` are left out. `crop_pct` is the part of each side that a zoo network was
+    measured on. Raises CheckpointError or ConfigError.
     """
-    description = _describe(like)
+    description = _describe(like, crop_pct)
     weights = read_weights(path)
     if match_rule == "order" and weights.match_rule == "name":
         raise ConfigError(f"{path}: a safetensors file keeps no order of tensors; use --match name")
@@ -95,7 +99,7 @@ def convert_weights(
     return ConvertedWeights(converted, description, facts, built_network.parameter_count)
 
 
-def _describe(like: str) -> WeightsDescription:
+def _describe(like: str, crop_pct: float) -> WeightsDescription:
     """The description of weights of a config's network, or of torchvision's weights of a zoo network."""
     if like.endswith((".yaml", ".yml")):
         experiment = read_config(Path(like))
@@ -113,8 +117,14 @@ def _describe(like: str) -> WeightsDescription:
         problem = "the image size, mean and std of its weights are unknown"
         raise ConfigError(f"--like {like}: {problem}; give a config with data.image")
     channels, height, width = entry.image
-    image_section = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
+    image_section = (
+        f"{{size: [{height}, {width}], channels: {channels}, {_preprocessing(like)}, fit: crop, crop_pct: {crop_pct}}}"
+    )
     return weights_file.parse_description(f"task: classify\nmodel: {like}\nimage: {image_section}\n", like)
+
+
+def _preprocessing(network: str) -> str:
+    return _TENSORFLOW if network in _FROM_TENSORFLOW else _IMAGENET
 
 
 def _class_names(classes: str | None, tensors: StateDict) -> tuple[str, ...]:
