@@ -1,13 +1,14 @@
 """Reading of image files: decoded within size limits, converted by fixed rules, and fitted to the network's input.
 
-JPEG, PNG, BMP, WEBP and PGM/PPM are accepted, by content and not by name. EXIF rotation is applied, transparency is
-laid over `background`, 16-bit grey is scaled by 1/257, and CMYK, palette, 1-bit and grey images are converted. Pixels
-without an agreed range (32-bit, float) and animations are refused. Images are decoded to the end, so that truncated
-files are found.
+JPEG, PNG, BMP, WEBP, PGM/PPM, TIFF, AVIF and GIF are accepted, and HEIC with the package pi-heif, by content and not by
+name. EXIF rotation is applied, transparency is laid over `background`, 16-bit grey is scaled by 1/257, and CMYK,
+palette, 1-bit and grey images are converted. Pixels without an agreed range (32-bit, float), animations and files of
+several pages are refused. Images are decoded to the end, so that truncated files are found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.errors import DataError, UnreadableFileError, escape
+from cnnrun.base.extras import missing_package
 from cnnrun.base.file_sequences import Member, is_hidden_or_system_name
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.results import View
@@ -40,7 +42,7 @@ from cnnrun.data.image_geometry import (
 )
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
 
-FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
+FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "AVIF", "GIF"]
 FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jfif"),
@@ -48,6 +50,10 @@ FORMAT_SUFFIXES = {
     "BMP": (".bmp",),
     "WEBP": (".webp",),
     "PPM": (".pgm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "GIF": (".gif",),
+    "HEIF": (".heic", ".heif"),
 }
 SUFFIXES = {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
 SUFFIX_LIST = ", ".join(sorted(SUFFIXES))
@@ -82,7 +88,7 @@ def open_image(data: bytes, settings: ImageSettings) -> Iterator[tuple[Any, int]
 
     A JPEG is decoded when its pixels are used, so that it can be made smaller before.
     """
-    with _pillow().open(BytesIO(data), formats=FORMATS) as image:
+    with _pillow().open(BytesIO(data), formats=_known_formats()) as image:
         _check_header(image, settings)
         if image.format not in SCALABLE_FORMATS:
             image.load()  # the orientation of a PNG may stand behind its pixels
@@ -107,7 +113,7 @@ def decode_image(data: bytes, channels: int, settings: ImageSettings, size: Heig
 
 def read_image_header(data: bytes) -> tuple[HeightWidth, bool]:
     """Height and width of the upright image, and True if it is grey. Call it within `image_errors`."""
-    with _pillow().open(BytesIO(data), formats=FORMATS) as image:
+    with _pillow().open(BytesIO(data), formats=_known_formats()) as image:
         is_grey = image.mode in _GREY_MODES or _is_16_bit_pgm(image)
         return upright_size(image, _read_orientation(image)), is_grey
 
@@ -174,7 +180,8 @@ def image_errors(name: str) -> Iterator[None]:
     except ImageRefusedError as refused:
         raise data_error(str(refused)) from None
     except UnidentifiedImageError:
-        raise data_error(f"not an image (accepted: {', '.join(FORMATS)})") from None
+        missing = missing_package("pi_heif", "heic", "HEIC") if name.lower().endswith((".heic", ".heif")) else None
+        raise data_error(missing or f"not an image (accepted: {', '.join(FORMATS)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise data_error(f"more than {MAX_PIXELS:,} pixels") from None
     except OSError as error:
@@ -202,6 +209,18 @@ def _pillow() -> Any:
     return Pil
 
 
+@cache
+def _known_formats() -> list[str]:
+    """The accepted formats that Pillow can read here: AVIF only if it was built with it, HEIF only with `pi-heif`."""
+    Pil = _pillow()
+    Pil.init()
+    with contextlib.suppress(ImportError):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
+    return [name for name in [*FORMATS, "HEIF"] if name in Pil.OPEN]
+
+
 def _check_header(image: Any, settings: ImageSettings) -> None:
     """Raise ImageRefusedError if size, frames or mode of an image are not accepted."""
     size = f"{image.width}x{image.height}"
@@ -210,13 +229,16 @@ def _check_header(image: Any, settings: ImageSettings) -> None:
     if min(image.size) < settings.min_side:
         raise ImageRefusedError(f"{size} pixels; at least {settings.min_side} a side (data.image.min_side)")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview inside
-        raise ImageRefusedError("an animation; give single images")
+        frames = "several pages" if image.format == "TIFF" else "an animation"
+        raise ImageRefusedError(f"{frames}; give single images")
     if image.mode not in _MODES and not _is_16_bit_pgm(image):
         raise ImageRefusedError(f"pixels of kind {image.mode!r} have no agreed range; save it as 8 or 16 bit")
 
 
 def _read_orientation(image: Any) -> int:
-    """EXIF's orientation, 1 to 8, or 0 if EXIF cannot be read."""
+    """EXIF's orientation, 1 to 8, or 0 if EXIF cannot be read. Of a TIFF file it is 1: Pillow turns those itself."""
+    if image.format == "TIFF":
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error):

@@ -96,16 +96,31 @@ def test_b6_decompression_bombs_in_text_and_profile_chunks_are_refused(tmp_path)
         ("p.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         ("p.svg", b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"),
         ("p.psd", b"8BPS\0\1" + b"\0" * 60),
-        ("p.heic", b"\0\0\0\x18ftypheic" + b"\0" * 60),
+        ("p.jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 60),
         ("p.dcm", b"\0" * 128 + b"DICM" + b"\0" * 60),
-        ("p.tif", b"II*\0" + b"\x08\0\0\0" + b"\0" * 60),
-        ("p.gif", b"GIF89a" + b"\1\0\1\0" + b"\0" * 60),
+        ("p.ico", b"\0\0\1\0\1\0" + b"\0" * 60),
     ],
 )
 def test_b7_other_formats_are_refused_by_content(tmp_path, name, data):
     (tmp_path / f"{name}.png").write_bytes(data)
     with pytest.raises(DataError, match="not an image"):
         load(tmp_path / f"{name}.png")
+
+
+DAMAGED = {
+    "p.heic": b"\0\0\0\x18ftypheic" + b"\0" * 60,
+    "p.avif": b"\0\0\0\x18ftypavif" + b"\0" * 60,
+    "p.tif": b"II*\0" + b"\x08\0\0\0" + b"\0" * 60,
+    "p.gif": b"GIF89a" + b"\1\0\1\0" + b"\0" * 60,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_b7_damaged_files_of_accepted_formats_are_refused_in_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(DataError, match=name) as refused:
+        load(tmp_path / name)
+    assert len(refused.value.lines) == 1
 
 
 def test_b8_sixteen_bit_images_are_scaled_in_either_byte_order(tmp_path):

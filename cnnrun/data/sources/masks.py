@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +19,7 @@ from cnnrun.contracts.target_kind import IGNORED, UNKNOWN, TargetKind
 from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 from cnnrun.data.split_names import parse_split_name
 
+SplitName = Literal["train", "val", "test"]
 Value = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -30,16 +32,27 @@ class MaskFolders(SourceSpec):
 
     kind = "masks"
 
-    images: str
-    """The folder of the images."""
-    masks: str
-    """The folder of the masks: grey values or palette indices."""
+    images: str | dict[SplitName, str]
+    """The folder of the images, or that of each split."""
+    masks: str | dict[SplitName, str]
+    """The folder of the masks, or that of each split: grey values or palette indices. Where it is the folder of the \
+images, masks are the files with `mask_suffix` or, without one, the PNG files, and images are the others."""
+    mask_suffix: str = Field("", pattern=r"^[^/\\]*$", max_length=50)
+    """What a mask's name has after that of its image: `_mask` for `1.jpg` and `1_mask.png`."""
     classes: ClassNames = Field(min_length=2)
     """The classes in the order of their values in the masks."""
     values: list[Value] | None = None
     """The value of each class in the masks; by default 0, 1, 2 and so on."""
     ignore: list[Value] = [IGNORED]
     """Values of pixels that are neither learned nor measured."""
+
+    @model_validator(mode="after")
+    def _check_folders(self) -> Self:
+        if _keys(self.images) != _keys(self.masks):
+            raise ValueError("images and masks name different splits; give both one folder, or both the same splits")
+        if "train" not in (_keys(self.images) or {"train"}):
+            raise ValueError("images and masks have no train")
+        return self
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -60,7 +73,18 @@ class MaskFolders(SourceSpec):
         return TargetKind.MASKS
 
     def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
-        images, masks = Path(self.images), Path(self.masks)
+        table = self._value_table()
+        splits = {
+            name: _read_split(_Pairing(images, masks, self.mask_suffix), table)
+            for name, (images, masks) in self._folders().items()
+        }
+        return SourceContents(tuple(self.classes), splits)
+
+    def _folders(self) -> dict[str, tuple[Path, Path]]:
+        """The folders of the images and of the masks of each split. Raises DataError if one is missing."""
+        if isinstance(self.images, dict) and isinstance(self.masks, dict):
+            return {str(name): (Path(folder), Path(self.masks[name])) for name, folder in self.images.items()}
+        images, masks = Path(str(self.images)), Path(str(self.masks))
         for folder in (images, masks):
             if not folder.is_dir():
                 raise DataError(f"{escape(str(folder))}: no such folder")
@@ -73,12 +97,7 @@ class MaskFolders(SourceSpec):
                 names[name] = folder
         if names and "train" not in names:
             raise DataError(f"{escape(str(images))}: has {', '.join(names)} but no train folder")
-        pairs = {name: (folder, masks / folder.name) for name, folder in names.items()} or {"train": (images, masks)}
-        table = self._value_table()
-        return SourceContents(
-            tuple(self.classes),
-            {name: _read_split(folder, of_masks, table) for name, (folder, of_masks) in pairs.items()},
-        )
+        return {name: (folder, masks / folder.name) for name, folder in names.items()} or {"train": (images, masks)}
 
     def _value_table(self) -> tuple[int, ...]:
         """The class of each value of a mask; see `Masks.class_of_value`."""
@@ -90,20 +109,56 @@ class MaskFolders(SourceSpec):
         return tuple(table)
 
 
+def _keys(folders: str | dict[SplitName, str]) -> set[str] | None:
+    """The splits that a setting names; None if it is one folder."""
+    return set(map(str, folders)) if isinstance(folders, dict) else None
+
+
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden_or_system_name(path.name))
 
 
-def _read_split(images: Path, masks: Path, class_of_value: tuple[int, ...]) -> Split:
+@dataclass(frozen=True)
+class _Pairing:
+    """A folder of images and one of masks, and what a mask's name has after that of its image."""
+
+    images: Path
+    masks: Path
+    suffix: str
+
+    def image_names(self) -> list[str]:
+        """The names of the images, sorted."""
+        names = _image_names(self.images)
+        if self.images.resolve() == self.masks.resolve():
+            names = [name for name in names if not self._is_mask(name)]
+        return sorted(names, key=os.fsencode)
+
+    def masks_by_stem(self) -> dict[str, list[str]]:
+        """The names of the masks, by the names of their images without suffix."""
+        names = _image_names(self.masks)
+        if self.images.resolve() == self.masks.resolve():
+            names = [name for name in names if self._is_mask(name)]
+        by_stem: dict[str, list[str]] = {}
+        for name in names:
+            if Path(name).stem.endswith(self.suffix):
+                by_stem.setdefault(Path(name).stem.removesuffix(self.suffix), []).append(name)
+        return by_stem
+
+    def _is_mask(self, name: str) -> bool:
+        """Return whether a file in a folder of both is a mask."""
+        return Path(name).stem.endswith(self.suffix) if self.suffix else name.lower().endswith(".png")
+
+
+def _read_split(pairing: _Pairing, class_of_value: tuple[int, ...]) -> Split:
     """List the images of a folder with their masks. Raises DataError for images without exactly one mask."""
+    images, masks = pairing.images, pairing.masks
+    if not images.is_dir():
+        raise DataError(f"{escape(str(images))}: no such folder")
     if not masks.is_dir():
         raise DataError(f"{escape(str(masks))}: no such folder, but {escape(str(images))} has images to segment")
-    names = sorted(_image_names(images), key=os.fsencode)
+    names, masks_by_stem = pairing.image_names(), pairing.masks_by_stem()
     if not names:
         raise DataError(f"{escape(str(images))}: no images ({SUFFIX_LIST})")
-    masks_by_stem: dict[str, list[str]] = {}
-    for name in _image_names(masks):
-        masks_by_stem.setdefault(Path(name).stem, []).append(name)
     problems, mask_names = [], []
     name_of_stem: dict[str, str] = {}
     for name in names:

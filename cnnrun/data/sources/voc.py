@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cnnrun.base.bounded_files import read_text
 from cnnrun.base.error_lines import check_problems
@@ -21,30 +21,76 @@ from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_
 from cnnrun.data.sources.voc_files import VocAnnotation, VocFolder
 from cnnrun.data.split_names import parse_split_name
 
+SplitName = Literal["train", "val", "test"]
+
 
 class Voc(BoxSource):
-    """`root/Annotations/*.xml`, `root/JPEGImages/`, and lists of names in `root/ImageSets/Main/`."""
+    """`root/Annotations/*.xml`, `root/JPEGImages/`, and lists of names in `root/ImageSets/Main/`.
+
+    With a folder for each split, `annotations` and `images` name those, and there are no lists.
+    """
 
     kind = "voc"
     main = "root"
 
     root: str
+    annotations: str | dict[SplitName, str] = "Annotations"
+    """The folder of the XML files within `root`, or that of each split; `.` is the root itself."""
+    images: str | dict[SplitName, str] = "JPEGImages"
+    """The folder of the images within `root`, or that of each split."""
     classes: ClassNames | None = None
     """The classes in the order of their labels; by default those of the training split, sorted."""
-    splits: dict[Literal["train", "val", "test"], str] | None = None
+    splits: dict[SplitName, str] | None = None
     """The list of each split; by default train.txt, val.txt and test.txt. Without lists `data.split` divides."""
     difficult: Literal["ignore", "keep"] = "ignore"
     """How to treat objects marked difficult: `ignore` neither learns nor counts them, as VOC does; `keep` does both."""
     first_pixel: int = Field(0, ge=0, le=1)
     """The coordinate of an image's first pixel: 1 in VOC's own files, 0 in files of most tools."""
 
+    @model_validator(mode="after")
+    def _check_folders(self) -> Self:
+        annotations, images = self.annotations, self.images
+        if isinstance(annotations, dict) and isinstance(images, dict) and "train" in annotations:
+            if set(annotations) != set(images):
+                raise ValueError("annotations and images name different splits")
+            if self.splits:
+                raise ValueError("splits are lists of one folder; annotations has a folder for each split")
+        elif isinstance(annotations, dict) or isinstance(images, dict):
+            raise ValueError("give both annotations and images one folder, or both a folder for train and other splits")
+        return self
+
     def read_boxes(self) -> SourceContents:
         root = Path(self.root)
-        for name in ("Annotations", "JPEGImages"):
-            if not (root / name).is_dir():
-                raise DataError(f"{root}: no folder {name}")
+        annotations = self._read_folders(root) if isinstance(self.annotations, dict) else self._read_lists(root)
+        classes = self.classes or sorted({label for image in annotations["train"] for label, *_ in image.objects})
+        label_index = {label: k for k, label in enumerate(classes)}
+        splits: dict[str, Split] = {}
+        bad_boxes: list[BadBox] = []
         problems: list[str] = []
-        folder = VocFolder(root)
+        for split, split_annotations in annotations.items():
+            images = [self._annotated_image(annotation, label_index, problems) for annotation in split_annotations]
+            check_problems(problems)
+            splits[split], split_bad_boxes = build_split(split, images, str(root))
+            bad_boxes += split_bad_boxes
+        return SourceContents(tuple(classes), splits, tuple(bad_boxes))
+
+    def _read_folders(self, root: Path) -> dict[str, list[VocAnnotation]]:
+        """The annotations of each split's folder."""
+        assert isinstance(self.annotations, dict)
+        assert isinstance(self.images, dict)
+        annotations, problems = {}, list[str]()
+        for split, name in self.annotations.items():
+            folder = _open_folder(root, name, self.images[split])
+            names = sorted(folder.annotation_names(), key=os.fsencode)
+            annotations[str(split)] = [found for name in names if (found := folder.read(name, problems))]
+            folder.say_guesses(all_are_read=True)
+        check_problems(problems)
+        return annotations
+
+    def _read_lists(self, root: Path) -> dict[str, list[VocAnnotation]]:
+        """The annotations of each split's list; all are in train if there are no lists."""
+        problems: list[str] = []
+        folder = _open_folder(root, str(self.annotations), str(self.images))
         annotations = {
             split: [annotation for name in names if (annotation := folder.read(name, problems))]
             for split, names in self._split_names(root, folder).items()
@@ -53,16 +99,7 @@ class Voc(BoxSource):
         list_names = self._list_names(root)
         folder.say_guesses(all_are_read=not list_names)
         _say_unread_lists(root, list_names)
-        classes = self.classes or sorted({label for image in annotations["train"] for label, *_ in image.objects})
-        label_index = {label: k for k, label in enumerate(classes)}
-        splits: dict[str, Split] = {}
-        bad_boxes: list[BadBox] = []
-        for split, split_annotations in annotations.items():
-            images = [self._annotated_image(annotation, label_index, problems) for annotation in split_annotations]
-            check_problems(problems)
-            splits[split], split_bad_boxes = build_split(split, images, str(root))
-            bad_boxes += split_bad_boxes
-        return SourceContents(tuple(classes), splits, tuple(bad_boxes))
+        return annotations
 
     def _split_names(self, root: Path, folder: VocFolder) -> dict[str, list[str]]:
         """The names of the images in each split; all are in train if there are no lists."""
@@ -102,6 +139,16 @@ class Voc(BoxSource):
             first = self.first_pixel
             boxes.append(Box((x1 - first, y1 - first, x2, y2), label_index[label], role, f"object {number}"))
         return AnnotatedImage(annotation.path, annotation.size, annotation.where, boxes)
+
+
+def _open_folder(root: Path, annotations: str, images: str) -> VocFolder:
+    """Open the folders of annotations and images within the root. Raises DataError if one is missing or outside."""
+    for setting, name in (("annotations", annotations), ("images", images)):
+        if name != "." and (problem := path_checker(root)(name)):
+            raise DataError(f"data.source.voc.{setting}: the path {escape(name)!r} {problem}")
+        if not (root / name).is_dir():
+            raise DataError(f"{escape(str(root))}: no folder {escape(name)} (data.source.voc.{setting})")
+    return VocFolder(root, annotations, images)
 
 
 def _say_unread_lists(root: Path, list_names: dict[str, str]) -> None:

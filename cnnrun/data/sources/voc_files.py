@@ -40,12 +40,13 @@ class VocAnnotation:
 
 
 class VocFolder:
-    """The folders `Annotations` and `JPEGImages`, and what was read from them."""
+    """A folder of annotations and one of images within `root`, and what was read from them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, annotations: str, images: str) -> None:
         self._root, self._path_problem = root, path_checker(root)
-        self._annotations = _files_by_stem(root / "Annotations", lambda name: name.lower().endswith(".xml"))
-        self._images = _files_by_stem(root / "JPEGImages", is_image_name)
+        self._annotation_folder, self._image_folder = annotations, images
+        self._annotations = _files_by_stem(root / annotations, lambda name: name.lower().endswith(".xml"))
+        self._images = _files_by_stem(root / images, is_image_name)
         self._annotation_of_image: dict[str, str] = {}
         self._guesses: list[str] = []
 
@@ -56,8 +57,8 @@ class VocFolder:
     def read(self, name: str, problems: list[str]) -> VocAnnotation | None:
         """Read the annotation file of an image. If it cannot be used, add the reason to `problems` and return None."""
         files = self._annotations.get(name, [f"{name}.xml"])
-        where = self._root / "Annotations" / files[0]
-        if problem := self._path_problem(f"Annotations/{files[0]}"):
+        where = self._root / self._annotation_folder / files[0]
+        if problem := self._path_problem(f"{self._annotation_folder}/{files[0]}"):
             problems.append(f"{escape(str(self._root))}: the name {escape(name)!r} {problem}")
             return None
         try:
@@ -81,7 +82,8 @@ class VocFolder:
         same_stem = self._images.get(os.path.splitext(file)[0], [])  # noqa: PTH122
         candidates = [file] if file in same_stem else self._images.get(name, [])
         if not candidates:
-            raise _AnnotationError(f"no image {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
+            folder = escape(str(self._root / self._image_folder))
+            raise _AnnotationError(f"no image {escape(file or name)!r} in {folder}")
         if len(candidates) > 1:
             problem = f"its <filename> {escape(file)!r} is not there" if file else "has no <filename>"
             problem += f", and several images have the annotation's own name: {' and '.join(map(escape, candidates))}"
@@ -89,9 +91,9 @@ class VocFolder:
         image = candidates[0]
         if file and file != image:
             self._guesses.append(f"{name}.xml for {file}")
-        if path_problem := self._path_problem(f"JPEGImages/{image}"):
+        if path_problem := self._path_problem(f"{self._image_folder}/{image}"):
             raise _AnnotationError(f"its image {path_problem}")
-        return self._root / "JPEGImages" / image
+        return self._root / self._image_folder / image
 
     def say_guesses(self, *, all_are_read: bool) -> None:
         """Say which images were found by the annotation's own name and, if all files are read, which have none."""

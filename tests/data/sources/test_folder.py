@@ -86,9 +86,9 @@ def test_folder_refuses_linked_folders_and_reports_ignored_files(tmp_path, capfd
     save_picture(tmp_path / "elsewhere" / "o.png")
     for name in ("a", "b"):
         save_picture(tmp_path / "root" / name / "1.png")
-    (tmp_path / "root" / "a" / "x.gif").write_bytes(b"GIF89a")
+    (tmp_path / "root" / "a" / "x.psd").write_bytes(b"8BPS")
     assert len(Folder(root=str(tmp_path / "root")).read().splits["train"].images) == 2
-    assert "left out 1 file of other kinds, such as 'x.gif'" in capfd.readouterr().err
+    assert "left out 1 file of other kinds, such as 'x.psd'" in capfd.readouterr().err
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "a" / "link")
     with pytest.raises(DataError, match="a link to outside"):
         Folder(root=str(tmp_path / "root")).read()

@@ -238,3 +238,49 @@ def test_the_selftest_shuffles_masks(root):
     assert sorted(mask.tolist() for mask in true) == sorted(mask.tolist() for mask in shuffled)
     images = [each.load_images(index) for each in (examples, _shuffle_labels(examples))]
     assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("suffix", ["", "_mask"])
+def test_images_and_masks_in_one_folder_are_those_of_two_folders(root, suffix, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    for number in range(10):
+        Image.open(root / "images" / f"{number}.png").save(both / f"{number}.{'png' if suffix else 'bmp'}")
+        Image.open(root / "masks" / f"{number}.png").save(both / f"{number}{suffix}.png")
+    together = {"images": str(both), "masks": str(both), "mask_suffix": suffix}
+    expected, found = read(data_of(root)), read(data_of(root, **together))
+    for split in ("train", "val"):
+        by_name = {Path(name).stem: mask for name, mask in masks_of(expected, split).items()}
+        for name, mask in masks_of(found, split).items():
+            assert np.array_equal(mask, by_name.pop(Path(name).stem))
+        assert not by_name
+
+
+def test_a_folder_for_each_split_and_a_suffix_of_masks_elsewhere(root, tmp_path):
+    for split, numbers in (("train", range(7)), ("val", range(7, 10))):
+        for folder, suffix in (("pictures", ""), ("truth", "_gt")):
+            target = tmp_path / split / folder
+            target.mkdir(parents=True)
+            for number in numbers:
+                source = root / ("masks" if suffix else "images") / f"{number}.png"
+                Image.open(source).save(target / f"{number}{suffix}.png")
+    folders = {
+        kind: {split: str(tmp_path / split / name) for split in ("train", "val")}
+        for kind, name in (("images", "pictures"), ("masks", "truth"))
+    }
+    found = read(data_of(root, **folders, mask_suffix="_gt"))
+    assert {split: len(found.splits[split]) for split in found.splits} == {"train": 7, "val": 3}
+    for split in ("train", "val"):
+        for name, mask in masks_of(found, split).items():
+            expected = np.asarray(Image.open(root / "masks" / f"{Path(name).stem}.png"))
+            assert np.array_equal(mask.squeeze(), expected)
+
+
+def test_folders_of_different_splits_are_refused(root):
+    for images, masks, problem in (
+        ({"train": "a"}, "b", "name different splits"),
+        ({"train": "a"}, {"train": "b", "val": "c"}, "name different splits"),
+        ({"val": "a"}, {"val": "b"}, "have no train"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            MaskFolders(images=images, masks=masks, classes=["a", "b"])

@@ -433,3 +433,16 @@ def test_a_usual_name_of_the_image_column_is_taken_and_said(tmp_path, capfd, nam
     (tmp_path / "t.csv").write_text("\n".join(map(",".join, two)))
     with pytest.raises(DataError, match="has no column 'path'"):
         Table(path=str(tmp_path / "t.csv")).read()
+
+
+def test_absolute_paths_are_read_below_the_root_of_the_disk(tmp_path):
+    pictures = [save_picture(tmp_path / "elsewhere" / f"{number}.png", seed=number) for number in range(4)]
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{'ab'[n % 2]}\n" for n, path in enumerate(pictures)))
+    with pytest.raises(DataError, match="is absolute; give a path relative to the root, or `root: /`"):
+        Table(path=str(table)).read()
+    split = Table(path=str(table), root="/").read().splits["train"]
+    assert [str(split.images[row]) for row in range(4)] == [str(path) for path in pictures]
+    table.write_text("path,label\n/etc/../etc/hostname.png,a\n")
+    with pytest.raises(DataError, match=r"leaves the root with '\.\.'"):
+        Table(path=str(table), root="/").read()

@@ -296,3 +296,46 @@ def test_check_refuses_bad_boxes_as_training_does(tmp_path, run_cli):
     assert code == 8
     assert "a.xml: object 1: a box of no area (5, 5, 5, 9)" in err
     assert "data.bad_boxes: skip" in err
+
+
+def test_other_folder_names_and_a_folder_for_each_split_give_the_same_samples(two, tmp_path):
+    import shutil
+
+    expected = Voc(root=str(two)).read()
+    other = tmp_path / "other"
+    for split, names in (("train", "ab"), ("valid", "c")):
+        for name in names:
+            (other / split).mkdir(parents=True, exist_ok=True)
+            shutil.copy(two / "JPEGImages" / f"{name}.png", other / split)
+            shutil.copy(two / "Annotations" / f"{name}.xml", other / split)
+    folders = {"train": "train", "val": "valid"}
+    found = Voc(root=str(other), annotations=folders, images=folders).read()
+    assert found.classes == expected.classes
+    for split, part in expected.splits.items():
+        names = [Path(str(part.images[row])).name for row in range(len(part))]
+        assert [Path(str(found.splits[split].images[row])).name for row in range(len(part))] == names
+        for column, values in part.objects.columns.items():
+            assert values.equal(found.splits[split].objects.columns[column])
+    shutil.move(two / "Annotations", two / "labels")
+    shutil.move(two / "JPEGImages", two / "photos")
+    moved = Voc(root=str(two), annotations="labels", images="photos").read()
+    assert moved.splits["train"].objects.columns["objects"].equal(expected.splits["train"].objects.columns["objects"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"annotations": "absent"}, "no folder absent"),
+        ({"annotations": "../elsewhere"}, "leaves the root with"),
+        ({"annotations": {"train": "Annotations"}}, "give both annotations and images"),
+        ({"annotations": {"val": "a"}, "images": {"val": "a"}}, "give both annotations and images"),
+        ({"annotations": {"train": "a"}, "images": {"train": "a", "val": "b"}}, "name different splits"),
+        (
+            {"annotations": {"train": "a"}, "images": {"train": "a"}, "splits": {"train": "train"}},
+            "splits are lists of one folder",
+        ),
+    ],
+)
+def test_wrong_folders_are_refused(two, settings, problem):
+    with pytest.raises((DataError, ValueError), match=problem):
+        Voc(root=str(two), **settings).read()
