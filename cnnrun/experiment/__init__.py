@@ -12,7 +12,7 @@ __all__ = [
     "data_check",
     "extend",
     "import_weights",
-    "init_config",
+    "init",
     "open_run",
     "preparation",
     "run",

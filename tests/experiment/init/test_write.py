@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -14,9 +13,12 @@ import torch
 from PIL import Image as Pil
 from PIL import ImageDraw
 
-from cnnrun.base.errors import ConfigError, DataError
-from cnnrun.data.guess_source import guess_source
-from cnnrun.experiment import config_file, init_config, schema
+from cnnrun.base.errors import DataError
+from cnnrun.experiment import config_file, schema
+from cnnrun.experiment.init import choice
+from cnnrun.experiment.init.guess import guess_data
+from cnnrun.experiment.init.reading import Request
+from cnnrun.experiment.init.write import write_config
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies.train_run import train_run
 from tests.support.images import save_picture
@@ -25,9 +27,7 @@ from tests.support.images import save_picture
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
     """Fix the measured speed at 1,000 images/s of 3x32x32, in proportion for other sizes."""
-    monkeypatch.setattr(
-        init_config, "_measure_images_per_second", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape)
-    )
+    monkeypatch.setattr(choice, "estimate_images_per_second", lambda network, step: 1000 * 3072 / np.prod(step.shape))
 
 
 def draw_shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
@@ -66,7 +66,7 @@ def messy_folder(tmp_path) -> Path:
 
 
 def write_and_read_config(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
-    found = init_config.write_config(str(data), "classify", out, how.pop("minutes", 3.0))
+    found = write_config(str(data), Request(how.pop("task", None)), out, how.pop("minutes", 3.0), from_scratch=True)
     return found, config_file.read_config(out)
 
 
@@ -96,12 +96,12 @@ def test_init_recognizes_the_columns_and_gray_images_of_a_table(tmp_path):
     with (root / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["id", "image_file", "patient_id", "dx", "subset"], *rows])
     for data in (root, root / "list.csv"):
-        source, name = guess_source(str(data))
-        table = source["table"]
+        reading = guess_data(str(data), Request())
+        table = reading.source["table"]
         expected = {"image": "image_file", "split": "subset", "group": "patient_id", "label": "dx"}
         assert {key: table[key] for key in expected} == expected
         assert table["root"] == str(root / "img")
-        assert name == data.stem
+        assert reading.name == data.stem
     _, tried = write_and_read_config(root, tmp_path / "c.yaml")
     assert tried.data.image_shape() == (1, 32, 32)
     assert (tried.data.split.test, tried.data.augment.flip) == (0.0, "none")
@@ -112,16 +112,15 @@ def test_one_column_per_class_is_recognized_and_ambiguous_tables_are_refused(tmp
         save_picture(tmp_path / f"{number}.png", seed=number)
     table = tmp_path / "t.csv"
     table.write_text("f,cat,dog\n" + "".join(f"{n}.png,{n % 2},{1 - n % 2}\n" for n in range(8)))
-    assert guess_source(str(table))[0]["table"]["label"] == ["cat", "dog"]
+    assert guess_data(str(table), Request()).source["table"]["label"] == ["cat", "dog"]
     table.write_text("f,weight\n" + "".join(f"{n}.png,{n * 1.5}\n" for n in range(8)))
-    with pytest.raises(DataError, match=r"which column is the label\? \(columns: weight\)"):
-        guess_source(str(table))
+    assert guess_data(str(table), Request()).source["table"]["numbers"] == ["weight"]
     table.write_text("f,label\n" + "".join(f"no{n}.png,a\n" for n in range(8)))
     with pytest.raises(DataError, match="none of its first image files exists"):
-        guess_source(str(table))
+        guess_data(str(table), Request())
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column of image files"):
-        guess_source(str(table))
+        guess_data(str(table), Request())
 
 
 def test_init_recognizes_arrays_shards_and_the_digits(tmp_path):
@@ -137,8 +136,9 @@ def test_init_recognizes_arrays_shards_and_the_digits(tmp_path):
                     member = tarfile.TarInfo(f"{number}.{extension}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
-    source, _ = guess_source(str(tmp_path))
-    assert source == {"shards": {part: [str(tmp_path / f"{part}-000.tar")] for part in ("train", "val")}}
+    assert guess_data(str(tmp_path), Request()).source == {
+        "shards": {part: [str(tmp_path / f"{part}-000.tar")] for part in ("train", "val")}
+    }
     _, tried = write_and_read_config("digits", tmp_path / "d.yaml")
     assert tried.data.image_shape() == (1, 8, 8)
     assert "image:" not in (tmp_path / "d.yaml").read_text()
@@ -160,27 +160,6 @@ def test_a_slow_machine_gets_smaller_images_and_fewer_epochs(messy_folder, tmp_p
     assert quick["epochs"] > slow["epochs"]
 
 
-def test_detection_data_is_refused_with_a_description(tmp_path):
-    voc = tmp_path / "voc" / "Annotations"
-    voc.mkdir(parents=True)
-    (voc / "1.xml").write_text(
-        "<annotation><object>\n<name>cell</name></object><object><name>cell</name></object></annotation>"
-    )
-    with pytest.raises(ConfigError) as refused:
-        guess_source(str(tmp_path / "voc"))
-    assert "a VOC tree of 1 image, objects: cell 2" in refused.value.lines[0]
-    assert "nothing was written" in refused.value.lines[1]
-    coco = tmp_path / "coco.json"
-    coco.write_text(
-        json.dumps({"images": [{}, {}], "categories": [{"id": 7, "name": "dog"}], "annotations": [{"category_id": 7}]})
-    )
-    with pytest.raises(ConfigError, match="a COCO file of 2 images, objects: dog 1"):
-        guess_source(str(coco))
-    coco.write_text("{")
-    with pytest.raises(ConfigError, match="not COCO's"):
-        guess_source(str(coco))
-
-
 def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, messy_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_cli("init", messy_folder, "--minutes", "0.5")
@@ -192,7 +171,8 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
     for words, expected in (
         (["init", messy_folder], "already exists"),
         (["init", "nowhere"], "no such file"),
-        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "init supports only classify"),
+        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "this data serves classify, verify, because"),
+        (["init", messy_folder, "--task", "dance", "--out", "d.yaml"], "init writes configs for classify, multilabel"),
     ):
         code, _, err = run_cli(*words)
         assert code in (2, 8)

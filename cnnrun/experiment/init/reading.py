@@ -1,0 +1,66 @@
+"""How `init` reads data: its source and task with the reason, and what its user asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cnnrun.base.error_lines import join_names
+from cnnrun.base.errors import ConfigError, escape
+from cnnrun.config.spec import union_members
+from cnnrun.contracts.target_kind import TargetKind
+from cnnrun.contracts.task import TaskSpec
+from cnnrun.tasks import TaskUnion
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What data is read as: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
+
+    `notes` say what was found on the way, `questions` what else the data may be.
+    """
+
+    source: Any
+    task: str
+    reason: str
+    name: str
+    tasks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The sentence that says how the data is read, why, and how to say otherwise."""
+        others = [f"--task {task}" for task in self.tasks if task != self.task]
+        otherwise = f"; if it is not: {' or '.join(others)}" if others else ""
+        return f"read as {self.task}, because {self.reason}{otherwise}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user says about the data: the task, and the columns of its targets; None where nothing is said."""
+
+    task: str | None = None
+    label: Sequence[str] | None = None
+
+    @property
+    def target_kind(self) -> TargetKind | None:
+        """The kind of target that the task learns; None if no task is asked for."""
+        specs: Sequence[type[TaskSpec]] = union_members(TaskUnion)  # type: ignore[assignment]
+        return next((spec.target_kind for spec in specs if spec.kind == self.task), None)
+
+    def check(self, reading: Reading) -> Reading:
+        """Return the reading with the task that is asked for. Raises ConfigError if the data cannot serve it."""
+        if self.task is None or self.task == reading.task:
+            return reading
+        if self.task not in reading.tasks:
+            known = join_names(list(reading.tasks))
+            raise ConfigError(f"--task {escape(self.task)}: this data serves {known}, because {reading.reason}")
+        source = reading.source
+        if give := _GIVES.get(self.task):
+            ((kind, settings),) = source.items()
+            source = {kind: {**settings, "give": give}}
+        return replace(reading, task=self.task, source=source, reason="--task says so", questions=())
+
+
+_GIVES = {"multilabel": "presence", "regress": "counts"}  # what sources of boxes give to other tasks

@@ -1,0 +1,278 @@
+"""What `init` writes for each task: network, image sizes, augmentation and training, each as it was measured.
+
+The networks from scratch and their settings are those of the shipped configs (configs/), whose headers state scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from cnnrun.contracts.layer import HeightWidth
+from cnnrun.data.dataset import Dataset
+from cnnrun.experiment.init import layers
+from cnnrun.experiment.init.pretrained import Pretrained
+from cnnrun.experiment.init.survey import Survey
+
+STEPS_PER_EPOCH = 20  # at least; a smaller batch makes more steps
+_MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
+_MIN_VAL_FOR_ACCURACY = 400  # on fewer images the loss tells checkpoints apart better than the accuracy
+_IMAGES_PER_PERSON, _MAX_PEOPLE_PER_BATCH = 4, 16
+_COLOUR = {"brightness": 0.2, "contrast": 0.2}
+
+
+class Recipe:
+    """The parts of a config for a task from scratch; the base class is that of one answer per image."""
+
+    sides: ClassVar[Sequence[int]] = (32, 48, 64, 96, 128, 160, 192, 224)
+    """Shorter sides of the network's input that are tried, largest first."""
+    multiple: ClassVar[int] = 8
+    """Both sides of the input are multiples of this."""
+    max_batch: ClassVar[int] = 128
+    wanted_steps: ClassVar[int] = 3000
+    epochs: ClassVar[tuple[int, int]] = (20, 150)
+    """The fewest and the most epochs that are planned if the time allows them."""
+    cost_factor: ClassVar[float] = 1.0
+    """How many times as long a step takes as the network alone, because of its loss."""
+    channels: ClassVar[int | None] = None
+    """The channels of the input; None for those of the images."""
+    can_use_features: ClassVar[bool] = True
+    """True if the features of a network that was trained to classify serve the task."""
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        """The line `task` without its key; `class_counts` are the training images of each class."""
+        raise NotImplementedError
+
+    def model(self, size: HeightWidth) -> str:
+        """The section `model`, and `blocks` if it uses any."""
+        return layers.classifier_model(min(size))
+
+    def batch(self) -> int:
+        """The batch: a power of two that leaves at least 20 steps an epoch."""
+        held_out = sum(part for part in self.split().values() if isinstance(part, float))
+        largest = (1 - held_out) * self.survey.images / STEPS_PER_EPOCH
+        return max(2, min(self.max_batch, 1 << int(math.log2(max(1.0, largest)))))
+
+    def train(self, batch: int) -> list[str]:
+        """Lines of the section `train`, without epochs, batch and monitor."""
+        return [
+            "optimizer: {adamw: {lr: 3.0e-3, weight_decay: 0.05}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+            "ema: {decay: 0.98}",
+        ]
+
+    def monitor(self, dataset: Dataset) -> str:
+        """The metric that selects the best checkpoint."""
+        raise NotImplementedError
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        """The section `augment`, and a comment on what may be changed."""
+        if self.survey.channels == 1 or min(self.survey.median) <= layers.SMALL_SIDE:
+            note = "Add `flip: horizontal` where left and right are alike."
+            return ({"shift": 0.1} if self.survey.channels == 3 else {"shift": 0.08, "rotate": 8, "scale": 0.1}), note
+        note = "Remove the flip where left and right differ."
+        return {"flip": "horizontal", "crop": {"scale": [0.5, 1.0]}, **_COLOUR}, note
+
+    def split(self) -> dict[str, Any]:
+        """The section `split` for the splits that the source lacks."""
+        has_test, few = "test" in self.survey.splits, self.survey.images < 40
+        split: dict[str, Any] = {} if "val" in self.survey.splits else {"val": 0.1 if has_test else 0.15}
+        return split | ({} if has_test or few else {"test": 0.15})
+
+
+class Classify(Recipe):
+    """A label for each image."""
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return "{classify: {class_weights: balanced}}" if is_imbalanced(class_counts) else "classify"
+
+    def train(self, batch: int) -> list[str]:
+        learning_rate = float(f"{0.1 * math.sqrt(batch / 128):.1g}")
+        return [
+            f"optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+        ]
+
+    def monitor(self, dataset: Dataset) -> str:
+        if is_imbalanced(dataset.facts.class_counts):
+            return "val/f1"
+        return "val/loss" if len(dataset.splits["val"]) < _MIN_VAL_FOR_ACCURACY else "val/accuracy"
+
+
+class Multilabel(Recipe):
+    """Any number of labels for each image."""
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return "multilabel"
+
+    def monitor(self, dataset: Dataset) -> str:
+        return "val/mAP"
+
+
+class Regress(Recipe):
+    """Numbers for each image."""
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return "regress"
+
+    def monitor(self, dataset: Dataset) -> str:
+        return "val/loss"
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        note = "Add flip, shift, rotate or crop where a changed image keeps its numbers."
+        return dict(_COLOUR), note
+
+
+class Verify(Recipe):
+    """An embedding for each image, to compare people or things that training never showed."""
+
+    can_use_features = False
+    sides = (32, 48, 56, 64, 80, 96, 112)
+    epochs = (20, 80)
+    wanted_steps = 1500
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return "{verify: {dimension: 128, loss: {arcface: {margin: 0.8, scale: 24}}}}"
+
+    def model(self, size: HeightWidth) -> str:
+        return layers.embedder_model(min(size))
+
+    def batch(self) -> int:
+        learned = max(2, int(0.6 * self.survey.class_count))
+        return _IMAGES_PER_PERSON * min(_MAX_PEOPLE_PER_BATCH, learned)
+
+    def train(self, batch: int) -> list[str]:
+        people = batch // _IMAGES_PER_PERSON
+        return [
+            f"sampler: {{identities: {_IMAGES_PER_PERSON}}}    # a batch has {people} classes",
+            "optimizer: {adamw: {lr: 0.002, weight_decay: 0.05}}",
+        ]
+
+    def monitor(self, dataset: Dataset) -> str:
+        return "val/eer"
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        settings = {"flip": "horizontal", "shift": 0.1, "rotate": 12, "scale": 0.2, "brightness": 0.3, "contrast": 0.3}
+        return {**settings, "erase": 0.3}, "Remove the flip where left and right differ."
+
+    def split(self) -> dict[str, Any]:
+        return {"by": "label", "val": 0.15, "test": 0.25}
+
+
+class Detect(Recipe):
+    """Boxes with labels."""
+
+    can_use_features = False
+    sides = (128, 160, 192, 224, 256, 320, 384, 448, 512)
+    multiple = 32
+    max_batch = 16
+    wanted_steps = 3000
+    epochs = (60, 150)
+    cost_factor = 1.5
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return "{detect: {levels: [p3, p4, p5], gamma: 0}}"
+
+    def model(self, size: HeightWidth) -> str:
+        return layers.detector_model()
+
+    def train(self, batch: int) -> list[str]:
+        return [
+            "optimizer: {adamw: {lr: 1.5e-3, weight_decay: 0.05}}",
+            "schedule: {one_cycle: {warmup: 0.1}}",
+            "ema: {decay: 0.99}",
+        ]
+
+    def monitor(self, dataset: Dataset) -> str:
+        return "val/AP"
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        colour = {**_COLOUR, "saturation": 0.2} if self.survey.channels == 3 else _COLOUR
+        note = "Remove the flip where left and right differ; `flip: both` where up and down are alike too."
+        return {"flip": "horizontal", "scale": 0.2, "shift": 0.1, **colour}, note
+
+
+class Segment(Recipe):
+    """A class for each pixel."""
+
+    can_use_features = False
+    sides = (64, 96, 128, 160, 192, 224, 256)
+    multiple = 16
+    max_batch = 16
+    wanted_steps = 2000
+    epochs = (20, 100)
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return "segment"
+
+    def model(self, size: HeightWidth) -> str:
+        return layers.segmenter_model(3 if min(size) < 128 else 4)
+
+    def train(self, batch: int) -> list[str]:
+        return [
+            "optimizer: {adamw: {lr: 3.0e-3, weight_decay: 0.05}}",
+            "schedule: {one_cycle: {warmup: 0.1}}",
+        ]
+
+    def monitor(self, dataset: Dataset) -> str:
+        return "val/mean_iou"
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        return {"flip": "horizontal", "shift": 0.05, **_COLOUR}, "Remove the flip where left and right differ."
+
+
+class FrozenFeatures(Recipe):
+    """Another recipe's task, learned by a head on the features of a network with published weights.
+
+    Its images are not augmented, so that the features are computed once.
+    """
+
+    sides = (96, 128, 160, 192, 224)
+    multiple = 32
+    max_batch = 32
+    channels = 3
+    epochs = (40, 40)
+
+    def __init__(self, recipe: Recipe, pretrained: Pretrained) -> None:
+        super().__init__(recipe.survey)
+        self.recipe, self.pretrained = recipe, pretrained
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return self.recipe.task(class_counts)
+
+    def model(self, size: HeightWidth) -> str:
+        pretrained = self.pretrained
+        return layers.pretrained_model(pretrained.network, str(pretrained.path), pretrained.last_layer)
+
+    def train(self, batch: int) -> list[str]:
+        return [
+            "freeze: pooled    # only the head learns; see docs/transfer.md for training further layers",
+            "optimizer: {adamw: {lr: 1.0e-3, weight_decay: 0.05}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+        ]
+
+    def monitor(self, dataset: Dataset) -> str:
+        return self.recipe.monitor(dataset)
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        return {}, "Images are not augmented, so that the frozen layers see each one once."
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "classify": Classify,
+    "multilabel": Multilabel,
+    "regress": Regress,
+    "verify": Verify,
+    "detect": Detect,
+    "segment": Segment,
+}
+
+
+def is_imbalanced(class_counts: Sequence[int]) -> bool:
+    """Return whether the largest class has more than three times the images of the smallest."""
+    counts = [count for count in class_counts if count]
+    return bool(counts) and max(counts) / min(counts) > _MAX_CLASS_RATIO

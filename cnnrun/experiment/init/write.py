@@ -1,0 +1,96 @@
+"""Write a config for new data: read it, choose every setting, audit it, and check the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnnrun.base.atomic_files import write_text
+from cnnrun.base.errors import ConfigError, escape
+from cnnrun.base.progress import progress_bar, say
+from cnnrun.data.audit import audit_dataset
+from cnnrun.data.dataset import Dataset
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
+from cnnrun.data.settings import Data
+from cnnrun.experiment.assemble import build_checked_network, load_initial_weights
+from cnnrun.experiment.config_file import parse_config
+from cnnrun.experiment.init.choice import Choice, choose
+from cnnrun.experiment.init.config_text import format_config
+from cnnrun.experiment.init.guess import guess_data
+from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
+from cnnrun.experiment.init.reading import Request
+from cnnrun.experiment.init.recipes import RECIPES, FrozenFeatures, Recipe
+from cnnrun.experiment.init.survey import Survey, survey_source
+
+
+def write_config(
+    data: str,
+    request: Request,
+    out: Path | None,
+    minutes: float,
+    weights: Path | None = None,
+    from_scratch: bool = False,
+) -> dict[str, Any]:
+    """Write a config for the data; return how it was read, the chosen settings and the audit.
+
+    The number of epochs is chosen for a training of `minutes`. `weights` are published weights to start from, by
+    default those in the user's cache; with `from_scratch` none are. Raises ConfigError or DataError.
+    """
+    if request.task is not None and request.task not in RECIPES:
+        raise ConfigError(f"--task {escape(request.task)}: init writes configs for {', '.join(RECIPES)}")
+    reading = guess_data(data, request)
+    path = out or Path(f"{reading.name}.yaml")
+    if path.exists():
+        raise ConfigError(f"{escape(str(path))}: already exists; choose another --out")
+    for line in (reading.describe(), *reading.notes, *reading.questions):
+        say(line)
+    survey = survey_source(reading.source)
+    pretrained = None if from_scratch else find_pretrained(weights)
+    choice = choose(_choose_recipe(RECIPES[reading.task](survey), pretrained, weights), minutes)
+    dataset, findings = _audit_source(survey, choice)
+    text = format_config(reading, choice, dataset, findings, minutes, path)
+    experiment = parse_config(text, str(path))
+    initial_weights = load_initial_weights(experiment)
+    built_network = build_checked_network(experiment, dataset.facts, initial_weights)  # it must pass `cnnrun check`
+    write_text(path, text)
+    return {
+        "path": str(path),
+        "task": reading.task,
+        "reason": reading.reason,
+        "size": list(choice.size),
+        "channels": choice.channels,
+        "parameters": built_network.parameter_count,
+        "epochs": choice.epochs,
+        "batch": choice.batch,
+        "images_per_second": round(choice.images_per_second),
+        "minutes": round(choice.seconds / 60, 1),
+        "weights": experiment.model.weights,
+        **findings,
+    }
+
+
+def _choose_recipe(recipe: Recipe, pretrained: Pretrained | None, asked: Path | None) -> Recipe:
+    """The recipe from scratch, or from published weights if there are any and they serve the task.
+
+    Raises ConfigError if weights were asked for that the task cannot use.
+    """
+    if pretrained is None:
+        return recipe
+    if not recipe.can_use_features:
+        if asked:
+            raise ConfigError("--weights serve classify, multilabel and regress; leave it out for this task")
+        return recipe
+    return FrozenFeatures(recipe, pretrained)
+
+
+def _audit_source(survey: Survey, choice: Choice) -> tuple[Dataset, dict[str, Any]]:
+    """Decode the source with the chosen settings; returns its usable images, and the audit of all its images."""
+    skip = {"bad_files": "skip", "bad_boxes": "skip", "leakage": "skip"}
+    settings = Data.model_validate({**choice.data_section(), **skip})
+    source_index = index_source(settings)
+    dataset = build_dataset(settings, source_index, progress_bar)
+    lenient = settings.model_copy(update={"leakage": "keep"})
+    strict = settings.model_copy(update={"leakage": "error", "bad_files": "error", "bad_boxes": "error"})
+    audit = audit_dataset(strict, build_dataset(lenient, index_source(settings), progress_bar), progress_bar)
+    return dataset, audit | {"bad_boxes": len(source_index.contents.bad_boxes)}
