@@ -17,7 +17,7 @@ from cnnrun.base.machine_load import processor_count
 from cnnrun.data import duplicates
 from cnnrun.data.cache import ProgressBar, images_per_block
 from cnnrun.data.class_names import implausible_class_names, quote_names, similar_names
-from cnnrun.data.dataset import Dataset
+from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.decode import Decoder, start_threads
 from cnnrun.data.duplicates import SampleTable
 from cnnrun.data.image_records import RECORD
@@ -46,16 +46,19 @@ class Finding:
     examples: list[list[str]]
 
 
+def _count_classes(examples: Examples, classes: Sequence[str]) -> dict[str, int]:
+    """The samples or objects of each class; empty for targets that are not counted, such as numbers and masks."""
+    counts = count_classes(examples.all_targets(), len(classes))
+    return dict(zip(classes, counts, strict=True)) if counts else {}
+
+
 def audit_dataset(data: Data, dataset: Dataset, progress: ProgressBar) -> dict[str, Any]:
     """Audit a decoded data set; returns its figures and, under `findings`, its problems, the worst first."""
     table = build_sample_table(dataset)
     samples = _SampleNames(dataset, table)
     records = _collect_records(data, dataset, progress)
     classes = dataset.facts.classes
-    class_counts = {
-        split: dict(zip(classes, count_classes(dataset.splits[split].all_targets(), len(classes)), strict=True))
-        for split in table.splits
-    }
+    class_counts = {split: _count_classes(dataset.splits[split], classes) for split in table.splits}
     sample_noun = "an object" if dataset.splits["train"].objects is not None else "an image"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = training_mean_std(dataset)

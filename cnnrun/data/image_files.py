@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import struct
@@ -205,6 +206,7 @@ def _pillow() -> Any:
     from PIL import Image as Pil
 
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # an error of ours names the file
     warnings.filterwarnings("error", category=Pil.DecompressionBombWarning)
     return Pil
 

@@ -92,14 +92,15 @@ def many_classes_warning(counts: Sequence[int]) -> str | None:
 HOLD_OUT_KEYS = {"test": 1, "val": 2}  # part of the seed with which each split is drawn
 
 
-def index_source(data: Data) -> SourceIndex:
-    """List a source, and hold out the splits that it does not have itself.
+def index_source(data: Data, contents: SourceContents | None = None) -> SourceIndex:
+    """List a source, unless its `contents` are given, and hold out the splits that it does not have itself.
 
     Raises DataError if the source cannot be read, a class name cannot be used, or a split is empty.
     """
     source: SourceSpec = data.source
-    with read_errors():
-        contents = source.read(has_disjoint_classes=data.split.by == "label")
+    if contents is None:
+        with read_errors():
+            contents = source.read(has_disjoint_classes=data.split.by == "label")
     check_class_names(contents.classes, f"data.source.{source.kind}", are_declared=source.has_declared_classes)
     splits = {name: (split, torch.arange(len(split))) for name, split in contents.splits.items()}
     parts = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in contents.splits}

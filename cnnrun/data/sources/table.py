@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import check_problems, join_names
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files
@@ -36,11 +37,15 @@ class Table(SourceSpec):
 
     path: str
     """A .csv, .tsv or .parquet file with a line of column names."""
+    columns: list[str] | None = Field(None, min_length=2)
+    """The names of the columns of a file without a line of names."""
     root: str | None = None
     """The folder that the image paths start from; by default the table's own."""
     image_column: str = Field("path", alias="image")
     """The column of image paths; without one named `path`, the one named filename, file_name, file, image or \
 image_path."""
+    suffix: str = Field("", pattern=r"^[^/\\]*$", max_length=20)
+    """What the files' names have after the cells: `.jpg` for a table of ids."""
     label: str | list[str] = Field("label", min_length=1)
     """The column of labels; or several columns, one for each class, with a single 1 in each row and 0 elsewhere."""
     labels: str | list[str] | None = Field(None, min_length=1)
@@ -84,7 +89,7 @@ one for each class."""
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
             raise DataError(f"{escape(str(root))}: no such folder (data.source.table.root)")
-        rows = read_rows(path)
+        rows = read_rows(path, self.columns)
         return self._with_image_column(rows)._read_rows(rows, root, has_disjoint_classes)
 
     def _with_image_column(self, rows: Rows) -> Table:
@@ -99,11 +104,16 @@ one for each class."""
     def _read_rows(self, rows: Rows, root: Path, has_disjoint_classes: bool) -> SourceContents:
         path = rows.path
         columns = self._target_columns
+        if self.suffix and self.image_column in rows.columns:
+            rows.columns[self.image_column] = [
+                f"{cell}{self.suffix}" if cell.strip() else cell for cell in rows.columns[self.image_column]
+            ]
         split_column = self._find_column(rows, self.split, "split")
         group_column = self._find_column(rows, self.group, "group")
         needed = [self.image_column, *columns, *(column for column in (split_column, group_column) if column)]
         if missing := [column for column in needed if column not in rows.columns]:
             raise DataError(f"{path}: has no column {escape(missing[0])!r} (columns: {join_names(list(rows.columns))})")
+        rows = _without_repeats(rows, needed)
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # an image without any of the classes
         non_empty = [column for column in needed if column not in may_be_empty]
         check_problems(_cell_problems(rows, non_empty, self.image_column, path_checker(root)))
@@ -171,12 +181,10 @@ one for each class."""
     ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """The classes and targets of a column that lists the labels of each row."""
         sets = [[label for text in cell.split(self.separator) if (label := clean_cell(text))] for cell in cells]
-        check_problems(
-            f"{rows.location(i)}: {escape(label)!r} is listed twice"
-            for i, labels in enumerate(sets)
-            for label in dict.fromkeys(labels)
-            if labels.count(label) > 1
-        )
+        if repeated := [i for i, labels in enumerate(sets) if len(set(labels)) < len(labels)]:
+            count = format_count(len(repeated), "row lists", "rows list")
+            say(f"{rows.location(repeated[0])}: {count} a label twice, which counts once")
+            sets = [list(dict.fromkeys(labels)) for labels in sets]
         collected = (label for labels, is_used in zip(sets, is_class_row, strict=True) if is_used for label in labels)
         classes = self.classes or sort_class_names(collected)
         if not classes:
@@ -228,6 +236,21 @@ one for each class."""
                 f"{escape(str(rows.path))}: {len(joined):,} classes such as {escape(joined[0])!r} look like "
                 f"lists of others, and labels are separated by {self.separator!r} here (separator)"
             )
+
+
+def _without_repeats(rows: Rows, columns: Sequence[str]) -> Rows:
+    """Rows that repeat an earlier one in all `columns` say nothing new: they are left out, and said."""
+    first_rows: dict[tuple[str, ...], int] = {}
+    for i, cells in enumerate(zip(*(rows.columns[column] for column in columns), strict=True)):
+        first_rows.setdefault(cells, i)
+    if len(first_rows) == len(rows):
+        return rows
+    kept = list(first_rows.values())
+    repeated = min(set(range(len(rows))) - set(kept))
+    count = format_count(len(rows) - len(kept), "row is left out, because it repeats", "rows are left out: they repeat")
+    say(f"{rows.location(repeated)}: {count} an earlier one")
+    cells_by_column = {name: [cells[i] for i in kept] for name, cells in rows.columns.items()}
+    return Rows(rows.path, cells_by_column, [rows.lines[i] for i in kept])
 
 
 def _are_splits(cells: Sequence[str]) -> bool:
@@ -290,7 +313,5 @@ def _refuse_bare_names(rows: Rows, column: str, root: Path) -> None:
     names = rows.columns[column]
     if not any(PurePath(name).suffix for name in names) and not (root / names[0]).exists():
         problem = f"has no suffix, and there is no such file in {escape(str(root))}"
-        raise DataError(
-            f"{rows.location(0)}: {escape(column)} {escape(names[0])!r} {problem}; write the whole file name, such as "
-            f"{escape(names[0])}.png"
-        )
+        advice = "write the whole file name, or give what it lacks, such as `suffix: .png` (data.source.table)"
+        raise DataError(f"{rows.location(0)}: {escape(column)} {escape(names[0])!r} {problem}; {advice}")

@@ -41,11 +41,16 @@ class Rows:
         return f"{escape(str(self.path))}:{self.lines[row]}"
 
 
-def read_rows(path: Path) -> Rows:
-    """Read a CSV, TSV or Parquet file, every cell as text. Raises DataError if it cannot be read or has no rows."""
+def read_rows(path: Path, names: Sequence[str] | None = None) -> Rows:
+    """Read a CSV, TSV or Parquet file, every cell as text. Raises DataError if it cannot be read or has no rows.
+
+    `names` are those of the columns of a CSV or TSV file that has no line of names.
+    """
     if not path.is_file():
         raise DataError(f"{escape(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.suffix.lower() == ".parquet":
+        if names:
+            raise DataError(f"{escape(str(path))}: Parquet names its columns itself; remove data.source.table.columns")
         return _read_parquet(path)
     encoding = "utf-8-sig"
     try:
@@ -56,7 +61,7 @@ def read_rows(path: Path) -> Rows:
             file.seek(0)
             # skipinitialspace: quotes after a blank are still quotes, not part of the cell.
             reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-            header = next(reader, [])
+            header = list(names) if names else next(reader, [])
             _check_column_names(path, header, delimiter)
             columns: list[list[str]] = [[] for _ in header]
             lines = array("q")
@@ -113,7 +118,8 @@ def _check_column_names(path: Path, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}:1: one column {escape(header[0])!r}; separate columns by {delimiter!r}")
     for name, count in Counter(header).items():
         if count > 1:
-            raise DataError(f"{path}:1: column {escape(name)!r} appears twice")
+            hint = "" if any(character.isalpha() for character in name) else "; the first line must name the columns"
+            raise DataError(f"{path}:1: column {escape(name)!r} appears twice{hint}")
 
 
 def _read_parquet(path: Path) -> Rows:

@@ -24,6 +24,7 @@ from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import ClassNames, SourceContents, Split
 from cnnrun.data.image_files import image_errors, is_image_name, read_image_bytes, read_image_header
 from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
+from cnnrun.data.split_names import parse_split_name
 
 _SPLITS = ("train", "val", "test")
 _CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -84,13 +85,16 @@ class Yolo(BoxSource):
         return _Description(root, classes, folders)
 
     def _describe_folder(self, path: Path) -> _Description:
-        """A folder without a data.yaml: its `images`, with a folder for each split or none."""
-        if not (path / "images").is_dir():
+        """A folder without a data.yaml: its `images`, with a folder for each split or none, or `train/images`."""
+        within = {split: folder for split in _SPLITS if (folder := _split_folder(path, split))}
+        if not (path / "images").is_dir() and "train" not in within:
             raise DataError(f"{escape(str(path))}: has neither a data.yaml nor a folder `images`")
         if not self.classes:
             raise DataError(
                 f"{escape(str(path))}: has no data.yaml; give data.source.yolo.classes, in the order of their numbers"
             )
+        if not (path / "images").is_dir():
+            return _Description(path, self.classes, {split: [f"{name}/images"] for split, name in within.items()})
         named = {split: [f"images/{split}"] for split in _SPLITS if (path / "images" / split).is_dir()}
         return _Description(path, self.classes, named or {"train": ["images"]})
 
@@ -102,6 +106,12 @@ class _Description:
     root: Path
     classes: list[str]
     folders: dict[str, list[str]]
+
+
+def _split_folder(root: Path, split: str) -> str | None:
+    """The name of the folder of a split that has a folder `images`; None without one."""
+    names = sorted(path.name for path in root.iterdir() if (path / "images").is_dir())
+    return next((name for name in names if parse_split_name(name) == split), None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

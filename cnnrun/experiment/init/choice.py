@@ -115,7 +115,7 @@ def _measure_speed(recipe: Recipe, size: HeightWidth, batch: int) -> float:
             f"task: {recipe.task(facts.class_counts)}",
             yaml_reader.dump_yaml({"data": trial.data_section()}).rstrip(),
             recipe.model(size).rstrip(),
-            *train_section(trial, None),
+            *train_section(trial, recipe.monitor(None)),
         ]
     )
     experiment: Experiment = parse_config(text, "init")
@@ -126,8 +126,8 @@ def _measure_speed(recipe: Recipe, size: HeightWidth, batch: int) -> float:
     return speed * _FORWARD_SPEEDUP if isinstance(recipe, FrozenFeatures) else speed / recipe.cost_factor
 
 
-def train_section(choice: Choice, monitor: str | None) -> list[str]:
+def train_section(choice: Choice, monitor: str) -> list[str]:
     """Lines of the section `train`."""
     lines = ["train:", f"  epochs: {choice.epochs}", f"  batch: {choice.batch}"]
     lines += [f"  {line}" for line in choice.recipe.train(choice.batch)]
-    return lines + ([f"  monitor: {monitor}    # selects the best checkpoint"] if monitor else [])
+    return [*lines, f"  monitor: {monitor}    # selects the best checkpoint"]

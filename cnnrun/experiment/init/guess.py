@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from cnnrun.data.split_names import parse_split_name
 from cnnrun.experiment.init.guess_boxes import guess_coco, guess_voc, guess_yolo
 from cnnrun.experiment.init.guess_masks import guess_masks
 from cnnrun.experiment.init.guess_table import TABLE_SUFFIXES, guess_table
-from cnnrun.experiment.init.paths import name_of_path
+from cnnrun.experiment.init.paths import name_of_path, subfolders
 from cnnrun.experiment.init.reading import Reading, Request
 
 _MIN_PEOPLE, _MAX_IMAGES_EACH = 10, 40  # folders of so many classes, with so few images each, may be people
@@ -65,7 +66,7 @@ def _guess_folder(path: Path, request: Request) -> Reading:
         lambda: _guess_idx(path, entries),
         lambda: _guess_class_folders(path, entries),
         lambda: _guess_shards(path, entries),
-        lambda: _guess_only_table(entries, request),
+        lambda: _guess_only_table(path, entries, request),
         lambda: _guess_within_only_folder(entries, request),
     )
     for guess in guesses:
@@ -94,6 +95,8 @@ def _guess_class_folders(path: Path, entries: list[Path]) -> Reading | None:
     if len(folders) < 2:
         return None
     splits = {folder: parse_split_name(folder.name) for folder in folders}
+    if any(splits.values()) and not ("train" in splits.values() and all(splits.values())):
+        return None  # such as `images` and `test`: not classes
     if "train" in splits.values():
         (train,) = [folder for folder, split in splits.items() if split == "train"][:1]
         classes = [entry for entry in train.iterdir() if entry.is_dir() and _has_images(entry)]
@@ -101,6 +104,12 @@ def _guess_class_folders(path: Path, entries: list[Path]) -> Reading | None:
         classes = folders
     if len(classes) < 2:
         return None
+    if not any(is_image_name(file.name) for folder in classes for file in folder.iterdir()):
+        below = [folder for folder in classes if len([part for part in subfolders(folder) if _has_images(part)]) > 1]
+        names = ", ".join(escape(str(folder)) for folder in below or classes)
+        raise DataError(
+            f"{escape(str(path))}: its folders hold further folders of images; give init one of them: {names}"
+        )
     reason = f"{format_count(len(classes), 'folder')} of images are the classes"
     questions = []
     counts = sorted(sum(is_image_name(file.name) for file in folder.rglob("*")) for folder in classes)
@@ -130,19 +139,26 @@ def _guess_shards(path: Path, entries: list[Path]) -> Reading | None:
     return Reading({"shards": source}, "classify", reason, name_of_path(path), ("classify",))
 
 
-def _guess_only_table(entries: list[Path], request: Request) -> Reading | None:
+def _guess_only_table(path: Path, entries: list[Path], request: Request) -> Reading | None:
+    """The only table in the folder, or else the only one in the folders within it that names images."""
     tables = [entry for entry in entries if entry.suffix.lower() in TABLE_SUFFIXES]
     if len(tables) > 1:
         names = ", ".join(escape(table.name) for table in tables)
-        raise DataError(f"{escape(str(tables[0].parent))}: several tables ({names}); give init the one to learn from")
-    if not tables:
-        return None
-    return replace(guess_table(tables[0], request), name=name_of_path(tables[0].parent))
+        raise DataError(f"{escape(str(path))}: several tables ({names}); give init the one to learn from")
+    if tables:
+        return replace(guess_table(tables[0], request), name=name_of_path(path))
+    within = [table for folder in subfolders(path) for table in sorted(folder.glob("*.*"))]
+    readings = []
+    for table in within:
+        if table.suffix.lower() in TABLE_SUFFIXES:
+            with contextlib.suppress(DataError):
+                readings.append(replace(guess_table(table, request), name=name_of_path(path)))
+    return readings[0] if len(readings) == 1 else None
 
 
 def _guess_within_only_folder(entries: list[Path], request: Request) -> Reading | None:
-    """What an unpacked archive holds: a folder within the folder."""
-    folders = [entry for entry in entries if entry.is_dir()]
+    """What an unpacked archive holds: a folder with all the images, beside files that have none."""
+    folders = [entry for entry in entries if entry.is_dir() and _has_images(entry)]
     if len(folders) != 1 or any(is_image_name(entry.name) for entry in entries):
         return None
     return _guess_folder(folders[0], request)

@@ -21,6 +21,7 @@ from cnnrun.experiment.init.reading import Reading
 _TASKS = ("detect", "multilabel", "regress")  # of a source with boxes
 _MAX_JSON_BYTES = 1 << 30
 _CHECKED_NAMES = 20  # file names of an annotation file that are looked for in a folder
+_LABEL_DEPTH = 2  # of YOLO's `labels`: in the folder itself, or in that of a split
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 
 
@@ -29,12 +30,13 @@ def guess_coco(root: Path, files: list[Path]) -> Reading | None:
     found: dict[str, tuple[Path, Path]] = {}  # split -> (annotation file, folder of its images)
     counts: Counter[str] = Counter()
     for file in files:
-        if (names := _read_coco_names(file)) is None or (images := _find_images(root, file, names)) is None:
+        names = _read_coco_names(file)
+        images = _find_images(root, file, names) if names else None
+        if names is None or images is None:
             continue
-        split = _split_of_file(file)
-        if split not in found:
-            found[split] = (file, images)
-            counts["images"] += len(names)
+        split, count = _split_of_file(file), sum((images / name).is_file() for name in names)
+        if count > counts[split]:  # of two files of one split, that with more images
+            found[split], counts[split] = (file, images), count
     if not found:
         return None
     if "train" not in found:  # one file, under any name
@@ -43,7 +45,7 @@ def guess_coco(root: Path, files: list[Path]) -> Reading | None:
     folders = {split: str(images) for split, (_, images) in found.items()}
     source["images"] = next(iter(folders.values())) if len(set(folders.values())) == 1 else folders
     kind = format_count(len(found), "COCO file")
-    reason = f"{kind} with boxes of {format_count(counts['images'], 'image')}"
+    reason = f"{kind} with boxes of {format_count(counts.total(), 'image')}"
     return Reading({"coco": source}, "detect", reason, name_of_path(root), _TASKS)
 
 
@@ -137,9 +139,12 @@ def guess_yolo(path: Path) -> Reading | None:
         return Reading(
             {"yolo": {"path": str(files[0])}}, "detect", f"{files[0].name} is YOLO's", name_of_path(root), _TASKS
         )
-    if path.is_file() or not (path / "images").is_dir() or not (path / "labels").is_dir():
+    label_folders = [folder for folder in folders_below(root)[:100] if folder.name == "labels"]
+    label_folders = [folder for folder in label_folders if (folder.parent / "images").is_dir()]
+    label_folders = [folder for folder in label_folders if len(folder.relative_to(root).parts) <= _LABEL_DEPTH]
+    if path.is_file() or not label_folders:
         return None
-    label_files = sorted((path / "labels").rglob("*.txt"))
+    label_files = sorted(file for folder in label_folders for file in folder.rglob("*.txt"))
     numbers = {number for file in label_files[:1000] for number in _class_numbers(file)}
     if not numbers or None in numbers:
         return None

@@ -47,31 +47,40 @@ def guess_masks(root: Path) -> Reading | None:
         chosen = {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
         images: Any = {split: str(pair.images) for split, pair in chosen.items()}
         masks: Any = {split: str(pair.masks) for split, pair in chosen.items()}
-        pair = chosen["train"]
+        pair, values = _first_readable([chosen["train"]])
+        count = sum(item.count for item in chosen.values())
     else:
-        pair = max(pairs, key=lambda item: item.count)
-        images, masks = str(pair.images), str(pair.masks)
-    values = _read_values(pair)
+        pair, values = _first_readable(sorted(pairs, key=lambda item: -item.count))
+        images, masks, count = str(pair.images), str(pair.masks), pair.count
     settings, note = _class_settings(values)
     source = {"images": images, "masks": masks} | ({"mask_suffix": pair.suffix} if pair.suffix else {}) | settings
     name = f"{escape(pair.suffix)}.png" if pair.suffix else "the same name"
-    reason = f"{format_count(sum(item.count for item in pairs), 'image')} have a mask of {name}"
+    reason = f"{format_count(count, 'image')} have a mask of {name}"
     return Reading({"masks": source}, "segment", reason, name_of_path(root), ("segment",), notes=(note,))
+
+
+def _first_readable(pairs: list[_Pair]) -> tuple[_Pair, dict[int, int]]:
+    """The first pair of folders whose masks can be read, and their values. Raises the first DataError if none is."""
+    errors: list[DataError] = []
+    for pair in pairs:
+        try:
+            return pair, _read_values(pair)
+        except DataError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _find_pairs(root: Path) -> Iterator[_Pair]:
     """Yield the pairs of folders, the same folder twice included, in which masks have the names of images."""
     stems = {folder: names for folder in folders_below(root) if (names := _images_by_stem(folder))}
     for images in stems:
-        candidates = [
+        yield from (
             _Pair(images, masks, suffix, count)
             for masks in stems
             if _could_be_masks(images, masks)
             for suffix in _SUFFIXES
             if (count := _count_pairs(stems[images], stems[masks], images == masks, suffix))
-        ]
-        if candidates:
-            yield max(candidates, key=lambda pair: pair.count)
+        )
 
 
 def _images_by_stem(folder: Path) -> dict[str, set[str]]:

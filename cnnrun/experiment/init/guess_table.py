@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from cnnrun.base.bounded_files import open_file
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.config.messages import did_you_mean
 from cnnrun.contracts.target_kind import TargetKind
-from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
+from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES, is_image_name
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
-from cnnrun.experiment.init.paths import name_of_path
+from cnnrun.experiment.init.paths import name_of_path, subfolders
 from cnnrun.experiment.init.reading import Reading, Request
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
@@ -24,7 +25,10 @@ _LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "y", "diagno
 _LABEL_COLUMNS_TOO = ("tag", "classes", "attributes", "categories", "name")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
 _GROUP_COLUMNS = ("group", "patient", "patient_id", "subject", "subject_id", "person", "session", "camera", "lesion_id")
-_SEPARATORS = (";", "|", ",")
+_GROUP_COLUMNS_TOO = ("person_id", "user", "user_id", "user.id", "video", "scene")
+_ID = re.compile(r"(.*[_. ])?(id|uuid|hash|index)", re.IGNORECASE)  # names of columns that identify a row or a person
+_SEPARATORS = (";", "|", ",", " ")
+_MAX_LINE_BYTES = 1 << 20
 _CHECKED_ROWS = 20  # rows of a table whose files are checked to exist
 _MAX_LABEL_VALUES = 20  # whole numbers with more different values are quantities, not classes
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -48,13 +52,18 @@ class _Columns:
     def usual(self, words: tuple[str, ...]) -> str | None:
         """The unused column with the first of these names, in any case."""
         by_name = {name.strip().lower(): name for name in self.rest}
-        return next((by_name[word] for word in words if word in by_name), None)
+        coordinates = {"y"} if "x" in by_name else set()  # `y` beside `x` is a coordinate, not a label
+        return next((by_name[word] for word in words if word in by_name.keys() - coordinates), None)
 
 
 def guess_table(path: Path, request: Request) -> Reading:
     """Read a table with any names of columns. Raises DataError if it has no images, or if its target is not clear."""
-    rows = read_rows(path)
+    invented = _invent_names(path)
+    rows = read_rows(path, invented)
     columns = _Columns(path, rows, dict(rows.columns))
+    if invented:
+        columns.settings["columns"] = invented
+        columns.notes.append(f"the first line names no columns, so they are called {join_names(invented)}")
     _take_images(columns)
     if request.label:
         for name in request.label:
@@ -69,14 +78,27 @@ def guess_table(path: Path, request: Request) -> Reading:
     return Reading(source, task, reason, name_of_path(path), tasks, notes=tuple(columns.notes))
 
 
+def _invent_names(path: Path) -> list[str] | None:
+    """Names for the columns of a table whose first line is a row, because it names an image; None for others."""
+    if path.suffix.lower() == ".parquet":
+        return None
+    with open_file(path, DataError, _MAX_LINE_BYTES) as file:
+        line = file.readline(_MAX_LINE_BYTES).decode("utf-8-sig", "replace")
+    cells = [cell.strip().strip('"') for cell in re.split(r"[\t;,]", line.strip())]
+    if len(cells) < 2 or not any(is_image_name(PureWindowsPath(cell).name) for cell in cells):
+        return None
+    first = next(index for index, cell in enumerate(cells) if is_image_name(PureWindowsPath(cell).name))
+    return ["image" if index == first else f"column_{index + 1}" for index in range(len(cells))]
+
+
 def _take_images(columns: _Columns) -> None:
     """Find the column of image files, and the folder that they start from."""
     path = columns.path
     images = next((name for name, cells in columns.rest.items() if _are_image_names(cells)), None)
-    if images is None:
+    if images is None and not (images := _take_ids(columns)):
         names = join_names([escape(name) for name in columns.rest])
         raise DataError(f"{path}: no column of image files ({SUFFIX_LIST}); its columns: {names}")
-    cells = columns.rest[images]
+    cells = [f"{cell}{columns.settings.get('suffix', '')}" for cell in columns.rest[images]]
     if all(cell.startswith("/") for cell in cells[:_CHECKED_ROWS]):
         root = Path("/")
         columns.notes.append("the paths are absolute, so they start from `root: /`")
@@ -86,16 +108,33 @@ def _take_images(columns: _Columns) -> None:
     columns.take("image", images)
 
 
+def _take_ids(columns: _Columns) -> str | None:
+    """The column of files' names without their suffix, such as ids, and the suffix as a setting; None without one."""
+    is_id = {name: len(set(cells)) > 0.9 * len(cells) for name, cells in columns.rest.items()}
+    first = {name: cells[:_CHECKED_ROWS] for name, cells in columns.rest.items() if is_id[name]}
+    for folder in _near_folders(columns.path):
+        for name, cells in first.items():
+            for suffix in sorted(SUFFIXES):
+                if sum((folder / f"{cell}{suffix}").is_file() for cell in cells if cell) > len(cells) / 2:
+                    columns.settings["suffix"] = suffix
+                    columns.notes.append(f"column {escape(name)!r} names the images without {suffix}")
+                    return name
+    return None
+
+
+def _near_folders(path: Path) -> list[Path]:
+    """The folder of a table, those inside it, the one around it and those inside that."""
+    own, around = path.parent, path.parent.resolve().parent
+    return [own, *subfolders(own), around, *subfolders(around)]
+
+
 def _are_image_names(cells: list[str]) -> bool:
     return sum(is_image_name(Path(cell).name) for cell in cells) > 0.9 * len(cells)
 
 
 def _guess_root(path: Path, cells: list[str]) -> Path:
-    """The folder that a table's paths are relative to: the table's own, one inside it, or the one around it."""
-    own = path.parent
-    inside = sorted(entry for entry in own.iterdir() if entry.is_dir())
-    around = own.resolve().parent
-    folders = [own, *inside, around, *sorted(entry for entry in around.iterdir() if entry.is_dir())]
+    """The folder that a table's paths are relative to. Raises DataError if none of the first files exists."""
+    folders = _near_folders(path)
     counts = {folder: sum((folder / cell).is_file() for cell in cells[:_CHECKED_ROWS]) for folder in folders}
     root = max(counts, key=lambda folder: counts[folder])
     if not counts[root]:
@@ -104,7 +143,7 @@ def _guess_root(path: Path, cells: list[str]) -> Path:
 
 
 def _take_split_and_group(columns: _Columns, request: Request) -> None:
-    for setting, words in (("split", _SPLIT_COLUMNS), ("group", _GROUP_COLUMNS)):
+    for setting, words in (("split", _SPLIT_COLUMNS), ("group", _GROUP_COLUMNS + _GROUP_COLUMNS_TOO)):
         name = columns.usual(words)
         if name is None or name in (request.label or ()):
             continue
@@ -141,7 +180,7 @@ def _guess_target(columns: _Columns, names: list[str], asked: TargetKind | None)
 
 def _guess_target_columns(columns: _Columns, asked: TargetKind | None) -> list[str]:
     """The columns that may be targets. Raises DataError if that is not clear."""
-    rest = columns.rest
+    rest = {name: cells for name, cells in columns.rest.items() if not _ID.fullmatch(name.strip())}
     flags = [name for name, cells in rest.items() if _are_flags(cells)]
     if len(flags) > 1 and asked in (None, TargetKind.LABELS, TargetKind.LABEL_SETS):
         return flags
@@ -211,7 +250,8 @@ def _find_separator(cells: list[str]) -> str | None:
             continue
         counts = Counter(part for parts in lists for part in parts)
         joined = [part for parts in lists if len(parts) > 1 for part in parts]
-        if sum(counts[part] > 1 for part in joined) > 0.5 * len(joined):
+        needed = 0.9 if mark == " " else 0.5  # a label of two words is more usual than one with a comma
+        if sum(counts[part] > 1 for part in joined) > needed * len(joined) and len(counts) < len(lists):
             return mark
     return None
 

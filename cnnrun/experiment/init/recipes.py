@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from cnnrun.config import yaml_reader
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.init import layers
@@ -65,8 +66,8 @@ class Recipe:
             "ema: {decay: 0.98}",
         ]
 
-    def monitor(self, dataset: Dataset) -> str:
-        """The metric that selects the best checkpoint."""
+    def monitor(self, dataset: Dataset | None) -> str:
+        """The metric that selects the best checkpoint; before the data is decoded, any that the task has."""
         raise NotImplementedError
 
     def augment(self) -> tuple[dict[str, Any], str]:
@@ -97,10 +98,10 @@ class Classify(Recipe):
             "schedule: {one_cycle: {warmup: 0.2}}",
         ]
 
-    def monitor(self, dataset: Dataset) -> str:
-        if is_imbalanced(dataset.facts.class_counts):
+    def monitor(self, dataset: Dataset | None) -> str:
+        if dataset is not None and is_imbalanced(dataset.facts.class_counts):
             return "val/f1"
-        return "val/loss" if len(dataset.splits["val"]) < _MIN_VAL_FOR_ACCURACY else "val/accuracy"
+        return "val/loss" if dataset is None or len(dataset.splits["val"]) < _MIN_VAL_FOR_ACCURACY else "val/accuracy"
 
 
 class Multilabel(Recipe):
@@ -109,17 +110,21 @@ class Multilabel(Recipe):
     def task(self, class_counts: Sequence[int]) -> str:
         return "multilabel"
 
-    def monitor(self, dataset: Dataset) -> str:
+    def monitor(self, dataset: Dataset | None) -> str:
         return "val/mAP"
 
 
 class Regress(Recipe):
-    """Numbers for each image."""
+    """Numbers for each image; those that are the same in every image are left out."""
 
     def task(self, class_counts: Sequence[int]) -> str:
-        return "regress"
+        numbers = self.survey.index.numbers()
+        varied = [number.name for number in numbers if number.minimum < number.maximum]
+        if len(varied) in (0, len(numbers)):
+            return "regress"
+        return yaml_reader.dump_flow({"regress": {"columns": varied}})
 
-    def monitor(self, dataset: Dataset) -> str:
+    def monitor(self, dataset: Dataset | None) -> str:
         return "val/loss"
 
     def augment(self) -> tuple[dict[str, Any], str]:
@@ -152,7 +157,7 @@ class Verify(Recipe):
             "optimizer: {adamw: {lr: 0.002, weight_decay: 0.05}}",
         ]
 
-    def monitor(self, dataset: Dataset) -> str:
+    def monitor(self, dataset: Dataset | None) -> str:
         return "val/eer"
 
     def augment(self) -> tuple[dict[str, Any], str]:
@@ -187,7 +192,7 @@ class Detect(Recipe):
             "ema: {decay: 0.99}",
         ]
 
-    def monitor(self, dataset: Dataset) -> str:
+    def monitor(self, dataset: Dataset | None) -> str:
         return "val/AP"
 
     def augment(self) -> tuple[dict[str, Any], str]:
@@ -218,7 +223,7 @@ class Segment(Recipe):
             "schedule: {one_cycle: {warmup: 0.1}}",
         ]
 
-    def monitor(self, dataset: Dataset) -> str:
+    def monitor(self, dataset: Dataset | None) -> str:
         return "val/mean_iou"
 
     def augment(self) -> tuple[dict[str, Any], str]:
@@ -255,7 +260,7 @@ class FrozenFeatures(Recipe):
             "schedule: {one_cycle: {warmup: 0.2}}",
         ]
 
-    def monitor(self, dataset: Dataset) -> str:
+    def monitor(self, dataset: Dataset | None) -> str:
         return self.recipe.monitor(dataset)
 
     def augment(self) -> tuple[dict[str, Any], str]:
@@ -273,6 +278,5 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def is_imbalanced(class_counts: Sequence[int]) -> bool:
-    """Return whether the largest class has more than three times the images of the smallest."""
-    counts = [count for count in class_counts if count]
-    return bool(counts) and max(counts) / min(counts) > _MAX_CLASS_RATIO
+    """Return whether the largest class has more than three times the images of the smallest, which has some."""
+    return bool(class_counts) and 0 < _MAX_CLASS_RATIO * min(class_counts) < max(class_counts)

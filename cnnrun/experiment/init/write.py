@@ -88,9 +88,10 @@ def _audit_source(survey: Survey, choice: Choice) -> tuple[Dataset, dict[str, An
     """Decode the source with the chosen settings; returns its usable images, and the audit of all its images."""
     skip = {"bad_files": "skip", "bad_boxes": "skip", "leakage": "skip"}
     settings = Data.model_validate({**choice.data_section(), **skip})
-    source_index = index_source(settings)
+    contents = None if settings.split.by == "label" else survey.index.contents  # not read, and its notes said, twice
+    source_index = index_source(settings, contents)
     dataset = build_dataset(settings, source_index, progress_bar)
     lenient = settings.model_copy(update={"leakage": "keep"})
     strict = settings.model_copy(update={"leakage": "error", "bad_files": "error", "bad_boxes": "error"})
-    audit = audit_dataset(strict, build_dataset(lenient, index_source(settings), progress_bar), progress_bar)
+    audit = audit_dataset(strict, build_dataset(lenient, source_index, progress_bar), progress_bar)
     return dataset, audit | {"bad_boxes": len(source_index.contents.bad_boxes)}

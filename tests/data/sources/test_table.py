@@ -102,7 +102,7 @@ def test_parquet_equals_csv(tmp_path):
     ("change", "words"),
     [
         (lambda rows: rows[2].__setitem__(1, ""), "t.csv:4: label is empty"),
-        (lambda rows: rows[2].__setitem__(0, rows[0][0]), "t.csv:4: '0.png' is already in line 2"),
+        (lambda rows: rows[3].__setitem__(0, rows[0][0]), "t.csv:5: '0.png' is already in line 2"),
         (lambda rows: rows[2].append("more"), "t.csv:4: 3 cells; the first line has 2"),
         (lambda rows: rows.clear(), "no rows"),
         (lambda rows: rows[1].__setitem__(0, "../../etc/passwd"), "t.csv:3: '../../etc/passwd' leaves the root"),
@@ -289,10 +289,49 @@ def test_label_sets_are_read_from_a_list_or_from_columns(tmp_path):
     assert indexed.splits["train"].targets["present"].int().tolist() == [[r[2], r[0], r[1]] for r in expected]
 
 
-def test_invalid_label_sets_are_named(tmp_path):
+def test_a_label_that_is_listed_twice_counts_once_and_is_said(tmp_path, capfd):
     path = with_columns(tmp_path, ("marks",), ["a", "b", "a;b;a", "a", "b", "a"])
-    with pytest.raises(DataError, match=r"t\.csv:4: 'a' is listed twice"):
-        Table(path=str(path), labels="marks").read()
+    contents = Table(path=str(path), labels="marks").read()
+    assert contents.splits["train"].targets["present"][2].tolist() == [True, True]
+    assert "t.csv:4: 1 row lists a label twice, which counts once" in capfd.readouterr().err
+
+
+def test_rows_that_repeat_earlier_ones_are_left_out_and_said(tmp_path, capfd):
+    rows = six(tmp_path)
+    expected = Table(path=str(write(tmp_path / "t.csv", rows))).read().splits["train"]
+    for repeats in ([(6, 0)], [(2, 0), (2, 1)], [(1, 0), (4, 0), (8, 5)]):
+        longer = [list(row) for row in rows]
+        for position, row in repeats:
+            longer.insert(position, list(rows[row]))
+        found = Table(path=str(write(tmp_path / "t.csv", longer))).read().splits["train"]
+        assert sorted(map(str, found.images)) == sorted(map(str, expected.images))
+        said = capfd.readouterr().err
+        count = len(repeats)
+        assert f"{count} row{'s are' if count > 1 else ' is'} left out" in said
+
+
+def test_a_table_of_ids_gets_the_suffix_of_its_files(tmp_path):
+    rows = [[name.removesuffix(".png"), label] for name, label in six(tmp_path)]
+    path = write(tmp_path / "t.csv", rows)
+    with pytest.raises(DataError, match=r"has no suffix.*such as `suffix: \.png`"):
+        Table(path=str(path)).read()
+    split = Table(path=str(path), suffix=".png").read().splits["train"]
+    assert [Path(str(split.images[row])).name for row in range(6)] == [f"{row[0]}.png" for row in rows]
+
+
+def test_a_table_without_a_line_of_names_is_read_with_the_names_of_the_config(tmp_path):
+    rows = six(tmp_path)
+    named = Table(path=str(write(tmp_path / "a.csv", rows))).read()
+    (tmp_path / "b.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    found = Table(path=str(tmp_path / "b.csv"), columns=["path", "label"]).read()
+    assert found.classes == named.classes
+    assert list(map(str, found.splits["train"].images)) == list(map(str, named.splits["train"].images))
+    (tmp_path / "c.csv").write_text("0,1,0\n0,1,1\n")
+    with pytest.raises(DataError, match="column '0' appears twice; the first line must name the columns"):
+        Table(path=str(tmp_path / "c.csv")).read()
+
+
+def test_invalid_label_sets_are_named(tmp_path):
     path = with_columns(tmp_path, ("marks",), ["a", "b", "a", "a", "a", "a"])
     with pytest.raises(DataError, match=r"t\.csv:3: 'b' is not in data\.source\.table\.classes"):
         Table(path=str(path), labels="marks", classes=["a"]).read()

@@ -227,6 +227,3 @@ def test_a_detector_trains_on_it(tmp_path, run_cli):
     )
     assert run_cli("check", tmp_path / "c.yaml")[0] == 0
     assert run_cli("train", tmp_path / "c.yaml", "--runs", tmp_path / "runs", "--no-report")[0] == 0
-    code, _, err = run_cli("init", tmp_path)
-    assert code == 2
-    assert "YOLO's layout of 12 images, objects: square 12" in err
