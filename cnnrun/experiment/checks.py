@@ -18,7 +18,7 @@ from cnnrun.experiment.assemble import (
     prepare_dataset,
 )
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_eval_splits, check_training_possible, class_notes
+from cnnrun.experiment.training_checks import check_eval_splits, check_training_possible, class_notes, step_notes
 from cnnrun.model.network import BuiltNetwork, flops
 from cnnrun.model.outline import OutlineEntry, build_outline
 from cnnrun.model.weights_file import Weights
@@ -44,6 +44,7 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
             "images were not decoded, so damaged files and duplicates were not looked for",
         ]
     levels = [FeatureLevel(level.shape, level.field, level.stride) for level in built_network.levels]
+    notes += step_notes(experiment, facts)
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
@@ -54,7 +55,10 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         "flops": sum(flops(built_network)),
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
         "decoded": decode,
-        "remarks": [*notes, *experiment.task.bind(facts).showing.feature_level_notes(levels, targets)],
+        "remarks": [
+            *notes,
+            *experiment.task.bind(facts).showing.feature_level_notes(levels, targets),
+        ],
     }
 
 

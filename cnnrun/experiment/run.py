@@ -33,7 +33,7 @@ from cnnrun.experiment.resume import (
     restore_thread_count,
 )
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_same_data, class_notes
+from cnnrun.experiment.training_checks import check_same_data, class_notes, step_notes
 from cnnrun.training import run_folder
 from cnnrun.training.checkpoint_pointers import LATEST
 from cnnrun.training.hooks import TrainingHooks
@@ -138,6 +138,8 @@ def _prepare_run(
     training = prepare_training(experiment, weights, device, ranks)
     for note in [*training.data.notes, *class_notes(training.experiment, training.data)]:
         say(f"data: {note}")
+    for note in step_notes(training.experiment, training.data.facts):
+        say(note)
     ranks.barrier(long_timeout=True)
     check_same_data(training.data, ranks)
     return training

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import torch
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.facts import DataFacts, format_per_class
@@ -17,6 +19,9 @@ from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import BuiltNetwork
 from cnnrun.model.weights_file import Weights
 from cnnrun.training.settings import refuse_undefined_monitor
+
+_FEW_STEPS = 20  # in an epoch; fewer are too coarse for schedules, averages and statistics
+_MANY_DROPPED = 0.1  # share of the images
 
 
 def check_training_possible(
@@ -39,6 +44,20 @@ def class_notes(experiment: Experiment, data: Dataset) -> list[str]:
     repetitions = sampler.repetitions_per_class(labels, len(classes))
     if repetitions is not None:
         lines.append(f"sampler: {sampler.kind}, an epoch shows " + format_per_class(classes, repetitions, "times"))
+    return lines
+
+
+def step_notes(experiment: Experiment, facts: DataFacts) -> list[str]:
+    """Lines for the log about epochs of few steps, and about images that each epoch leaves out."""
+    spec, images = experiment.train, facts.counts["train"]
+    steps, lines = spec.steps_per_epoch(images), list[str]()
+    smaller = 1 << int(math.log2(max(1, images // _FEW_STEPS)))
+    if steps < _FEW_STEPS and 2 <= smaller < spec.batch and not spec.sampler.images_per_class:
+        count = format_count(steps, "step")
+        lines.append(f"train.batch: an epoch has {count}; {smaller} instead of {spec.batch} makes {images // smaller}")
+    dropped = images - steps * spec.batch if spec.drop_last else 0
+    if dropped > _MANY_DROPPED * images:
+        lines.append(f"train.drop_last: each epoch leaves out {dropped:,} of {images:,} images, others each time")
     return lines
 
 

@@ -199,9 +199,8 @@ class TrainingLoop:
         measurement = self._measure_val()
         state.evaluated_step = state.step
         epoch = state.step // self.setup.steps_per_epoch
-        metrics = {"train/loss": state.loss_sum / max(1, state.loss_count)}
+        metrics = {"train/loss": self.loss_monitor.end_epoch()}
         metrics |= {f"val/{name}": value for name, value in measurement.metrics.items() if value is not None}
-        state.loss_sum, state.loss_count = 0.0, 0
         self.metrics_log.record(state.step, {"epoch": epoch, **metrics})
         value = metrics[spec.monitor]
         if not math.isfinite(value):

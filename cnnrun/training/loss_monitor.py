@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import NonFiniteError, escape
+from cnnrun.base.progress import say
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.training.checkpoints import CheckpointParts
 from cnnrun.training.learner import Learner
@@ -20,6 +21,8 @@ from cnnrun.training.state import TrainingState
 
 # Steps that are queued before the values of an earlier one are read, so that a GPU never waits for the next step.
 _LAG = {"cpu": 0, "cuda": 1}
+_EPOCHS_ABOVE = 3  # epochs in a row with a loss above that of guessing, after which the user is told
+_ADVICE = "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps"
 _VALUE_NAMES = ("the loss", "a gradient", "a weight or statistic")
 # The diagnosis if the step changed the weights before its values were read.
 _UNKNOWN = (
@@ -35,6 +38,8 @@ class LossMonitor:
         self._pending: deque[tuple[int, Callable[[], list[float]]]] = deque()
         self._lag = _LAG.get(learner.setup.device.type, 0)
         self.last_loss = math.nan
+        self._guess_loss = learner.setup.task.learning.guess_loss()
+        self._epochs_above = 0  # epochs in a row with a higher loss than that of a network that knows nothing
 
     def add(self, probes: Tensor) -> None:
         """Add a step's `Learner.finiteness_probes`. On a CPU they are read at once, before the weights change.
@@ -47,6 +52,21 @@ class LossMonitor:
     def read_pending(self) -> None:
         """Read all pending values. Raises NonFiniteError, which names files and a layer, if one is not finite."""
         self._read(0)
+
+    def end_epoch(self) -> float:
+        """Return the mean loss of the epoch's steps, and start the next epoch.
+
+        Says once if the loss has been above that of a network that knows nothing for three epochs.
+        """
+        state = self._state
+        mean = state.loss_sum / max(1, state.loss_count)
+        state.loss_sum, state.loss_count = 0.0, 0
+        if self._guess_loss is not None:
+            self._epochs_above = self._epochs_above + 1 if mean > self._guess_loss else 0
+            if self._epochs_above == _EPOCHS_ABOVE:
+                loss = f"{_EPOCHS_ABOVE} epochs have had a loss above {self._guess_loss:.4g}"
+                say(f"{loss}, that of a network that knows nothing: {_ADVICE}")
+        return mean
 
     def _read(self, max_pending: int) -> None:
         while len(self._pending) > max_pending:
@@ -91,7 +111,7 @@ class LossMonitor:
             f"{problem} at step {step:,}; this step is not saved, the last checkpoint is kept",
             f"first value that is not finite: {first}",
             f"images of the batch: {join_names(names, 8)}",
-            "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",
+            _ADVICE,
         ]
 
 

@@ -430,3 +430,12 @@ def test_an_equally_good_evaluation_is_not_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
     result = train_run(tiny_experiment("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
     assert (result["best_step"], result["steps"]) == (17, 3 * 17)
+
+
+def test_a_loss_above_that_of_guessing_is_said_once(tmp_path, capfd):
+    wild = ("train.optimizer={sgd: 3.0}", "train.schedule=constant", "train.clip=1.0", "train.epochs=6")
+    train_run(tiny_experiment(*wild), tmp_path / "wild", CPU, resume=False)
+    said = capfd.readouterr().err
+    assert said.count("3 epochs have had a loss above 2.303, that of a network that knows nothing") == 1
+    train_run(tiny_experiment("train.epochs=4"), tmp_path / "calm", CPU, resume=False)
+    assert "knows nothing" not in capfd.readouterr().err
