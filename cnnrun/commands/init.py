@@ -68,6 +68,7 @@ def _print_config(data: dict[str, Any], out: Output) -> None:
     duration = f"about {format_duration(60 * data['minutes'])} here ({data['images_per_second']:,} images/s measured)"
     out.print(f"chosen: {width}x{height}x{data['channels']}, {data['parameters']:,} parameters, {training}: {duration}")
     if data["weights"]:
-        out.print(f"from the weights in {escape(data['weights'])}, of which only a new head learns")
+        learns = "of which only a new head learns" if data["frozen"] else "all of which learn"
+        out.print(f"from the weights in {escape(data['weights'])}, {learns}")
     path = escape(data["path"])
     out.print(f"wrote {path}; next: cnnrun train {path}")

@@ -29,7 +29,7 @@ def test_train_eval_predict_and_export_run_in_sequence(tiny, tmp_path, monkeypat
     assert code == 0
     result = json.loads(out)
     assert result["run"] == "runs/tiny/1"
-    assert err.count("epoch ") == 3
+    assert err.count("\nepoch ") == 3
     assert (tmp_path / "runs/tiny/1/config.yaml").exists()
 
     code, out, _ = run_cli("eval", "--json")

@@ -230,17 +230,15 @@ class Segment(Recipe):
         return {"flip": "horizontal", "shift": 0.05, **_COLOUR}, "Remove the flip where left and right differ."
 
 
-class FrozenFeatures(Recipe):
-    """Another recipe's task, learned by a head on the features of a network with published weights.
-
-    Its images are not augmented, so that the features are computed once.
-    """
+class FineTuned(Recipe):
+    """Another recipe's task, learned by a network that starts from published weights."""
 
     sides = (96, 128, 160, 192, 224)
     multiple = 32
     max_batch = 32
     channels = 3
-    epochs = (40, 40)
+    epochs = (8, 30)
+    wanted_steps = 1500
 
     def __init__(self, recipe: Recipe, pretrained: Pretrained) -> None:
         super().__init__(recipe.survey)
@@ -254,14 +252,36 @@ class FrozenFeatures(Recipe):
         return layers.pretrained_model(pretrained.network, str(pretrained.path), pretrained.last_layer)
 
     def train(self, batch: int) -> list[str]:
+        learning_rate = float(f"{0.01 * math.sqrt(batch / 32):.1g}")
         return [
-            "freeze: pooled    # only the head learns; see docs/transfer.md for training further layers",
-            "optimizer: {adamw: {lr: 1.0e-3, weight_decay: 0.05}}",
+            f"optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
             "schedule: {one_cycle: {warmup: 0.2}}",
         ]
 
     def monitor(self, dataset: Dataset | None) -> str:
         return self.recipe.monitor(dataset)
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        return self.recipe.augment()
+
+    def split(self) -> dict[str, Any]:
+        return self.recipe.split()
+
+
+class FrozenFeatures(FineTuned):
+    """Another recipe's task, learned by a head on the features of a network with published weights.
+
+    Its images are not augmented, so that the features are computed once.
+    """
+
+    epochs = (40, 40)
+
+    def train(self, batch: int) -> list[str]:
+        return [
+            "freeze: pooled    # only the head learns; see docs/transfer.md for training further layers",
+            "optimizer: {adamw: {lr: 1.0e-3, weight_decay: 0.05}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+        ]
 
     def augment(self) -> tuple[dict[str, Any], str]:
         return {}, "Images are not augmented, so that the frozen layers see each one once."

@@ -20,8 +20,10 @@ from cnnrun.experiment.init.config_text import format_config
 from cnnrun.experiment.init.guess import guess_data
 from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
-from cnnrun.experiment.init.recipes import RECIPES, FrozenFeatures, Recipe
+from cnnrun.experiment.init.recipes import RECIPES, FineTuned, FrozenFeatures, Recipe
 from cnnrun.experiment.init.survey import Survey, survey_source
+
+_MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better (benchmarks/README.md)
 
 
 def write_config(
@@ -47,7 +49,7 @@ def write_config(
         say(line)
     survey = survey_source(reading.source)
     pretrained = None if from_scratch else find_pretrained(weights)
-    choice = choose(_choose_recipe(RECIPES[reading.task](survey), pretrained, weights), minutes)
+    choice = _choose_settings(RECIPES[reading.task](survey), pretrained, weights, minutes)
     dataset, findings = _audit_source(survey, choice)
     text = format_config(reading, choice, dataset, findings, minutes, path)
     experiment = parse_config(text, str(path))
@@ -66,22 +68,26 @@ def write_config(
         "images_per_second": round(choice.images_per_second),
         "minutes": round(choice.seconds / 60, 1),
         "weights": experiment.model.weights,
+        "frozen": experiment.train.freeze is not None,
         **findings,
     }
 
 
-def _choose_recipe(recipe: Recipe, pretrained: Pretrained | None, asked: Path | None) -> Recipe:
-    """The recipe from scratch, or from published weights if there are any and they serve the task.
+def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path | None, minutes: float) -> Choice:
+    """Choose the settings from scratch, or from published weights if there are any and they serve the task.
 
-    Raises ConfigError if weights were asked for that the task cannot use.
+    With many images the whole network is tuned, if that fits the minutes; with few only a head learns. Raises
+    ConfigError if weights were asked for that the task cannot use.
     """
-    if pretrained is None:
-        return recipe
-    if not recipe.can_use_features:
+    if pretrained is None or not recipe.can_use_features:
         if asked:
             raise ConfigError("--weights serve classify, multilabel and regress; leave it out for this task")
-        return recipe
-    return FrozenFeatures(recipe, pretrained)
+        return choose(recipe, minutes)
+    if recipe.survey.images >= _MIN_IMAGES_TO_TUNE:
+        tuned = choose(FineTuned(recipe, pretrained), minutes)
+        if tuned.epochs >= FineTuned.epochs[0]:
+            return tuned
+    return choose(FrozenFeatures(recipe, pretrained), minutes)
 
 
 def _audit_source(survey: Survey, choice: Choice) -> tuple[Dataset, dict[str, Any]]:
