@@ -1,9 +1,9 @@
-"""The first hour of a new user: init, check, train, eval and export, the config unchanged, for data that nobody prepared.
+"""The first hour of a new user: init, check, train, eval and export, for data that nobody prepared.
 
     python benchmarks/first_hour.py --minutes 5 --out runs/first-hour PATH ["PATH --task verify" ...]
 
-Each data set is a path with options of `cnnrun init`. Prints a row for each: how it was read, seconds of every command,
-the task's metrics on test (on val where there is no test), and whether any command failed.
+The config is used unchanged. Each data set is a path with options of `cnnrun init`. Prints a row for each: how it was
+read, seconds of every command, the task's metrics on test (on val where there is no test), and what failed.
 """
 
 from __future__ import annotations

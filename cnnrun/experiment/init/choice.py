@@ -88,9 +88,8 @@ def _possible_sizes(recipe: Recipe) -> list[HeightWidth]:
     shorter = min(survey.median)
     if survey.has_own_size and recipe.channels is None:
         return [survey.median]
-    if shorter <= SMALL_SIDE and recipe.channels is None:
-        step = 4 if multiple < 16 else multiple
-        return [(max(8, round(height / step) * step), max(8, round(width / step) * step))]
+    if shorter <= SMALL_SIDE and recipe.keeps_small_images:
+        return [(max(8, round(height / 4) * 4), max(8, round(width / 4) * 4))]
     smallest = recipe.sides[0]
     sides = [side for side in recipe.sides if side <= max(shorter, smallest) and side % multiple == 0]
     return [_with_aspect(side, survey.median, multiple) for side in sides or [smallest]]

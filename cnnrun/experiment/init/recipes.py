@@ -38,6 +38,8 @@ class Recipe:
     """How many times as long a step takes as the network alone, because of its loss."""
     channels: ClassVar[int | None] = None
     """The channels of the input; None for those of the images."""
+    keeps_small_images: ClassVar[bool] = True
+    """True if images whose shorter side is at most 40 pixels keep their size."""
     can_use_features: ClassVar[bool] = True
     """True if the features of a network that was trained to classify serve the task."""
 
@@ -135,6 +137,7 @@ class Regress(Recipe):
 class Verify(Recipe):
     """An embedding for each image, to compare people or things that training never showed."""
 
+    keeps_small_images = False
     can_use_features = False
     sides = (32, 48, 56, 64, 80, 96, 112)
     epochs = (20, 80)
@@ -171,6 +174,7 @@ class Verify(Recipe):
 class Detect(Recipe):
     """Boxes with labels."""
 
+    keeps_small_images = False
     can_use_features = False
     sides = (128, 160, 192, 224, 256, 320, 384, 448, 512)
     multiple = 32
@@ -204,6 +208,7 @@ class Detect(Recipe):
 class Segment(Recipe):
     """A class for each pixel."""
 
+    keeps_small_images = False
     can_use_features = False
     sides = (64, 96, 128, 160, 192, 224, 256)
     multiple = 16
@@ -236,6 +241,7 @@ class FineTuned(Recipe):
     sides = (96, 128, 160, 192, 224)
     multiple = 32
     max_batch = 32
+    keeps_small_images = False
     channels = 3
     epochs = (8, 30)
     wanted_steps = 1500

@@ -15,13 +15,16 @@ from PIL import ImageDraw
 
 from cnnrun.base.errors import DataError
 from cnnrun.experiment import config_file, schema
-from cnnrun.experiment.init import choice
+from cnnrun.experiment.import_weights import convert_weights
+from cnnrun.experiment.init import choice, write
 from cnnrun.experiment.init.guess import guess_data
 from cnnrun.experiment.init.reading import Request
+from cnnrun.experiment.init.recipes import RECIPES
 from cnnrun.experiment.init.write import write_config
+from cnnrun.model import weights_file
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies.train_run import train_run
-from tests.support.images import save_picture
+from tests.support.images import save_class_folders, save_picture, write_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +181,74 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
         assert code in (2, 8)
         assert expected in err
         assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_the_config_of_every_task_passes_check_and_trains(task, tmp_path, run_cli, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_pictures(tmp_path / "pictures")
+    parent, options = folder.parent, [] if task == "detect" else ["--task", task]
+    data = {"verify": parent / "people", "detect": parent / "scenes", "segment": parent / "masks"}.get(task, folder)
+    if task == "multilabel":
+        data = parent / "scenes"
+    if task == "regress":
+        data, options = parent / "numbers.csv", [*options, "--label", "level"]
+    code, _, err = run_cli("init", data, *options, "--out", tmp_path / "c.yaml", "--minutes", "0.1")
+    assert code == 0, err
+    experiment = config_file.read_config(tmp_path / "c.yaml")
+    assert experiment.task.kind == task
+    assert run_cli("check", tmp_path / "c.yaml")[0] == 0
+    quick = ["train.epochs=1", "--no-report", "--runs", tmp_path / "runs"]
+    code, _, err = run_cli("train", tmp_path / "c.yaml", *quick)
+    assert code == 0, err
+
+
+def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatch):
+    """A head on frozen features for few images, the whole network for many, nothing for tasks they do not serve."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "cnnrun" / "weights"
+    weights = random_mobilenet(folder)
+    data = save_class_folders(tmp_path / "pets")
+    code, out, _ = run_cli("init", data, "--out", tmp_path / "a.yaml")
+    assert code == 0
+    assert "of which only a new head learns" in out
+    frozen = config_file.read_config(tmp_path / "a.yaml")
+    assert (frozen.train.freeze, frozen.model.weights) == ("pooled", str(weights))
+    assert run_cli("train", tmp_path / "a.yaml", "train.epochs=1", "--no-report", "--runs", tmp_path / "runs")[0] == 0
+    monkeypatch.setattr(write, "_MIN_IMAGES_TO_TUNE", 2)
+    _, out, _ = run_cli("init", data, "--out", tmp_path / "b.yaml", "--minutes", "60")
+    assert "all of which learn" in out
+    assert config_file.read_config(tmp_path / "b.yaml").train.freeze is None
+    run_cli("init", data, "--out", tmp_path / "c.yaml", "--from-scratch")
+    assert config_file.read_config(tmp_path / "c.yaml").model.weights is None
+    code, _, err = run_cli("init", data, "--task", "verify", "--out", tmp_path / "d.yaml", "--weights", weights)
+    assert code == 2
+    assert "--weights serve classify, multilabel and regress" in err
+    for words, problem in (
+        (["--weights", weights, "--from-scratch"], "contradict each other"),
+        (["--weights", tmp_path / "other.safetensors"], r"give a file named mobilenet_v2.safetensors"),
+    ):
+        code, _, err = run_cli("init", data, "--out", tmp_path / "e.yaml", *words)
+        assert code == 2
+        assert problem in err
+
+
+def random_mobilenet(folder: Path) -> Path:
+    """Weights of mobilenet_v2 that nobody trained, as `cnnrun zoo weights` writes them."""
+    import torchvision
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), folder / "w.pth")
+    made = convert_weights(folder / "w.pth", "mobilenet_v2", "order", "imagenet", [])
+    path = folder / "mobilenet_v2.safetensors"
+    weights_file.write_weights_file(path, made.tensors, made.description, made.facts)
+    (folder / "w.pth").unlink()
+    return path
+
+
+def test_a_small_data_set_gets_a_batch_of_at_least_twenty_steps(tmp_path):
+    for number in range(200):
+        draw_shape(tmp_path / "shapes" / "ab"[number % 2] / f"{number}.png", number, "disc" if number % 2 else "ring")
+    found, tried = write_and_read_config(tmp_path / "shapes", tmp_path / "c.yaml")
+    assert tried.train.steps_per_epoch(found["pictures"]["train"]) >= 20
