@@ -188,7 +188,7 @@ def test_unfinished_runs_checkpoints_and_damaged_checkpoints_are_refused(short, 
     config.write_text(TINY)
     code, _, errors = run_cli("train", str(config), "--extend", str(short), "--seeds", "2")
     assert code == 2
-    assert "without --seeds" in errors
+    assert "--extend, --seeds and --folds cannot be combined" in errors
 
 
 def test_a_run_that_stopped_early_is_not_extended(tmp_path):
