@@ -84,7 +84,7 @@ def create_extension(training: PreparedTraining, extended: Path, runs: Path) -> 
     _refuse_finished(training, state, extended, epochs)
     _describe_start(training, state, extended, epochs)
     files = {f"{CHECKPOINTS}/{path}": data for path, data in _checkpoint_files(folder, name, state)}
-    files[METRICS] = read_bytes(extended / METRICS, CheckpointError, MAX_METRICS_BYTES)[: state.metrics_offset]
+    files[METRICS] = read_bytes(extended / METRICS, CheckpointError, MAX_METRICS_BYTES)
     for record in (ENVIRONMENT, INITIAL_WEIGHTS):
         if (extended / record).exists():
             files[record] = read_bytes(extended / record, CheckpointError, checkpoints.MAX_JSON_BYTES, Folder(extended))

@@ -604,8 +604,6 @@ MUTATIONS = [
          "self.writer.keep_for_extension(state.step, state.best_step)", "pass"),
     ),
     *faults("experiment.extend", "experiment/test_extend.py",
-        ("an extension keeps the log of the decay that it leaves out",
-         "[: state.metrics_offset]", ""),
         ("an extension starts from the last checkpoint",
          "pointer = BEFORE_DECAY if", "pointer = LATEST if"),
     ),

@@ -45,11 +45,13 @@ class SilentRank(Ranks):
         self.rank, self.world_size = rank, size
 
 
-def train_on_ranks(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
+def train_on_ranks(
+    root: Path, size: int, *overrides: str, resume: bool = False, extend: Path | None = None
+) -> list[object]:
     """Train on `size` ranks and return what each rank returned or raised."""
 
     def run(rank: int) -> object:
-        return train_run(tiny_experiment(*overrides), root, CPU, resume)
+        return train_run(tiny_experiment(*overrides), root, CPU, resume, extend=extend)
 
     return [run(0)] if size == 1 else run_on_ranks(size, run)
 
@@ -208,6 +210,16 @@ def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch
             assert "stopped at step 21 " in stopped.lines[0]
     assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / "c", size, *settings, resume=True))
     assert digest(tmp_path / "c") == digest(tmp_path / "a")
+
+
+def test_a_run_of_two_ranks_is_extended_by_two_ranks_to_the_same_bits(tmp_path):
+    stable = ("train.schedule={warmup_stable_decay: {decay: 0.5}}", "train.precision=float32")
+    train_on_ranks(tmp_path / "short", 2, *stable, "train.epochs=2")
+    short = tmp_path / "short" / "tiny" / "1"
+    extended = train_on_ranks(tmp_path / "more", 2, *stable, "train.epochs=3", extend=short)
+    assert {result["run"] for result in extended} == {str(tmp_path / "more" / "tiny" / "1")}
+    train_on_ranks(tmp_path / "whole", 2, *stable, "train.epochs=3")
+    assert digest(tmp_path / "more") == digest(tmp_path / "whole")
 
 
 def test_resuming_with_another_number_of_ranks_is_reported_and_keeps_the_order(tmp_path, monkeypatch, capfd):

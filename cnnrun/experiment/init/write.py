@@ -66,7 +66,7 @@ def write_config(
         "epochs": choice.epochs,
         "batch": choice.batch,
         "images_per_second": round(choice.images_per_second),
-        "minutes": round(choice.seconds / 60, 1),
+        "minutes": round(choice.seconds / 60, 2),
         "weights": experiment.model.weights,
         "frozen": experiment.train.freeze is not None,
         **findings,
