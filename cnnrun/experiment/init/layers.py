@@ -67,6 +67,15 @@ def pretrained_model(network: str, weights: str, last_layer: str) -> str:
     )
 
 
+def pretrained_detector_model(network: str, weights: str, last_layer: str, laterals: tuple[str, str]) -> str:
+    """The section `model` of a detector on a zoo network; `laterals` are those of its levels p4 and p3."""
+    return (
+        f"model:\n  zoo: {network}\n  until: {last_layer}\n  weights: {weights}\n  layers:\n"
+        "    - conv: {name: p5, out_channels: 64, kernel_size: 1, norm: batch, activation: silu}\n"
+        f"    - fpn_up: {{name: p4, lateral: {laterals[0]}}}\n    - fpn_up: {{name: p3, lateral: {laterals[1]}}}\n"
+    )
+
+
 def detector_model() -> str:
     """The sections `blocks` and `model` of a detector with the levels p3, p4 and p5, as in configs/bccd.yaml."""
     return _DETECTOR

@@ -18,16 +18,30 @@ _LAST_LAYERS = {
     "resnet50": "stage4",
     "convnext_tiny": "stage4c",
 }
+_LATERALS = {
+    "mobilenet_v2": ("stage5", "stage3"),
+    "resnet18": ("stage3", "stage2"),
+    "resnet50": ("stage3", "stage2"),
+}
 SUGGESTED = "mobilenet_v2"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A zoo network with weights: its name, their file, and its last layer before the pooling."""
+    """A zoo network with published weights: its name and their file."""
 
     network: str
     path: Path
-    last_layer: str
+
+    @property
+    def last_layer(self) -> str:
+        """The last layer before the pooling."""
+        return _LAST_LAYERS[self.network]
+
+    @property
+    def laterals(self) -> tuple[str, str] | None:
+        """The layers with a sixteenth and an eighth of the image's side, for detectors; None if they are not known."""
+        return _LATERALS.get(self.network)
 
 
 def find_pretrained(file: Path | None) -> Pretrained | None:
@@ -38,9 +52,9 @@ def find_pretrained(file: Path | None) -> Pretrained | None:
             raise ConfigError(
                 f"--weights {escape(str(file))}: give a file named {known}, as `cnnrun zoo weights` writes"
             )
-        return Pretrained(file.stem, file, _LAST_LAYERS[file.stem])
+        return Pretrained(file.stem, file)
     for network in _NETWORKS:
         path = weights_path(network)
         if path is not None and path.is_file():
-            return Pretrained(network, path, _LAST_LAYERS[network])
+            return Pretrained(network, path)
     return None

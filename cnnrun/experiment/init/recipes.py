@@ -176,7 +176,7 @@ class Detect(Recipe):
 
     keeps_small_images = False
     can_use_features = False
-    sides = (128, 160, 192, 224, 256, 320, 384, 448, 512)
+    sides: ClassVar[Sequence[int]] = (128, 160, 192, 224, 256, 320, 384, 448, 512)
     multiple = 32
     max_batch = 16
     wanted_steps = 3000
@@ -203,6 +203,37 @@ class Detect(Recipe):
         colour = {**_COLOUR, "saturation": 0.2} if self.survey.channels == 3 else _COLOUR
         note = "Remove the flip where left and right differ; `flip: both` where up and down are alike too."
         return {"flip": "horizontal", "scale": 0.2, "shift": 0.1, **colour}, note
+
+
+class TunedDetect(Detect):
+    """Boxes with labels, by a detector on a network that starts from published weights."""
+
+    sides = (160, 192, 224, 256, 320)
+    channels = 3
+    max_batch = 8
+    epochs = (25, 60)
+    wanted_steps = 2000
+
+    def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
+        super().__init__(survey)
+        self.pretrained = pretrained
+
+    def model(self, size: HeightWidth) -> str:
+        pretrained = self.pretrained
+        assert pretrained.laterals is not None
+        weights = str(pretrained.path)
+        return layers.pretrained_detector_model(pretrained.network, weights, pretrained.last_layer, pretrained.laterals)
+
+    def train(self, batch: int) -> list[str]:
+        prefixes = ["st"] + (
+            ["last"] if self.pretrained.last_layer == "last" else []
+        )  # stem, stages, and a last convolution
+        groups = ", ".join(f"{{params: 'layers.{name}*', lr: 1.5e-4}}" for name in prefixes)
+        return [
+            f"optimizer: {{adamw: {{lr: 1.5e-3, weight_decay: 0.05, groups: [{groups}]}}}}",
+            "schedule: {one_cycle: {warmup: 0.1}}",
+            "ema: {decay: 0.98}",
+        ]
 
 
 class Segment(Recipe):

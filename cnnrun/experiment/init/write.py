@@ -20,7 +20,7 @@ from cnnrun.experiment.init.config_text import format_config
 from cnnrun.experiment.init.guess import guess_data
 from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
-from cnnrun.experiment.init.recipes import RECIPES, FineTuned, FrozenFeatures, Recipe
+from cnnrun.experiment.init.recipes import RECIPES, Detect, FineTuned, FrozenFeatures, Recipe, TunedDetect
 from cnnrun.experiment.init.survey import Survey, survey_source
 
 _MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better (benchmarks/README.md)
@@ -79,9 +79,12 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
     With many images the whole network is tuned, if that fits the minutes; with few only a head learns. Raises
     ConfigError if weights were asked for that the task cannot use.
     """
+    if pretrained is not None and isinstance(recipe, Detect) and pretrained.laterals:
+        tuned_detector = choose(TunedDetect(recipe.survey, pretrained), minutes)
+        return tuned_detector if tuned_detector.epochs >= TunedDetect.epochs[0] else choose(recipe, minutes)
     if pretrained is None or not recipe.can_use_features:
         if asked:
-            raise ConfigError("--weights serve classify, multilabel and regress; leave it out for this task")
+            raise ConfigError("--weights do not serve this task; leave it out")
         return choose(recipe, minutes)
     if recipe.survey.images >= _MIN_IMAGES_TO_TUNE:
         tuned = choose(FineTuned(recipe, pretrained), minutes)

@@ -223,7 +223,7 @@ def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatc
     assert config_file.read_config(tmp_path / "c.yaml").model.weights is None
     code, _, err = run_cli("init", data, "--task", "verify", "--out", tmp_path / "d.yaml", "--weights", weights)
     assert code == 2
-    assert "--weights serve classify, multilabel and regress" in err
+    assert "--weights do not serve this task" in err
     for words, problem in (
         (["--weights", weights, "--from-scratch"], "contradict each other"),
         (["--weights", tmp_path / "other.safetensors"], r"give a file named mobilenet_v2.safetensors"),
@@ -252,3 +252,17 @@ def test_a_small_data_set_gets_a_batch_of_at_least_twenty_steps(tmp_path):
         draw_shape(tmp_path / "shapes" / "ab"[number % 2] / f"{number}.png", number, "disc" if number % 2 else "ring")
     found, tried = write_and_read_config(tmp_path / "shapes", tmp_path / "c.yaml")
     assert tried.train.steps_per_epoch(found["pictures"]["train"]) >= 20
+
+
+def test_a_detector_starts_from_published_weights(tmp_path, run_cli, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    random_mobilenet(tmp_path / "cache" / "cnnrun" / "weights")
+    scenes = write_pictures(tmp_path / "pictures").parent / "scenes"
+    code, out, err = run_cli("init", scenes, "--out", tmp_path / "c.yaml", "--minutes", "60")
+    assert code == 0, err
+    assert "all of which learn" in out
+    assert run_cli("check", tmp_path / "c.yaml")[0] == 0
+    quick = ["train.epochs=1", "--no-report", "--runs", tmp_path / "runs"]
+    assert run_cli("train", tmp_path / "c.yaml", *quick)[0] == 0
+    run_cli("init", scenes, "--out", tmp_path / "d.yaml", "--minutes", "0.1")  # no time for the large network
+    assert config_file.read_config(tmp_path / "d.yaml").model.weights is None
