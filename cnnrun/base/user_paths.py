@@ -41,7 +41,7 @@ def path_checker(root: Path) -> Callable[[str], str | None]:
             return "is empty" if not text else "has a NUL byte in it"
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
             return "is a URL; give a path relative to the root"
-        is_below_root = root == Path(root.anchor) and text.startswith(root.anchor)
+        is_below_root = root.anchor != "" and root == Path(root.anchor) and text.startswith(root.anchor)
         if (PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive) and not is_below_root:
             return f"is absolute; give a path relative to the root, or `root: {Path(text).anchor or '/'}`"
         if text.startswith("\\"):

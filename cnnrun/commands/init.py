@@ -33,7 +33,7 @@ def init(
         Path | None, typer.Option(help="The config to write; by default it is named after the data.")
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="Time that the training may take on this machine, in minutes.")
+        float, typer.Option(min=0.1, max=1e5, help="Time that the training may take on this machine, in minutes.")
     ] = 10.0,
     weights: Annotated[
         Path | None,

@@ -64,6 +64,7 @@ _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK"
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L"}
 _ORIENTATION_TAG = 0x0112  # of EXIF
 _ATTEMPTS = 3
+_DECODER_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, ArithmeticError)  # of Pillow, for damaged files
 
 
 def is_image_name(name: str) -> bool:
@@ -189,7 +190,9 @@ def image_errors(name: str) -> Iterator[None]:
         if error.errno is None or isinstance(error, FileNotFoundError):
             raise data_error(f"cannot be decoded: {escape(error.strerror or str(error))}") from None
         raise UnreadableFileError(f"{escape(name)}: cannot be read: {escape(str(error.strerror))}") from None
-    except (ValueError, SyntaxError, EOFError, struct.error) as error:
+    except RuntimeError as error:  # of a decoder; PyTorch's are not raised here
+        raise data_error(f"cannot be decoded: {escape(str(error))}") from None
+    except (*_DECODER_ERRORS, EOFError, struct.error) as error:
         raise data_error(f"cannot be decoded: {escape(str(error))}") from None
 
 

@@ -33,7 +33,7 @@ from cnnrun.training.run_records import (
     FACTS,
     INITIAL_WEIGHTS,
 )
-from cnnrun.training.settings import check_batch_size
+from cnnrun.training.settings import check_batch_size, check_schedule
 from cnnrun.training.setup import TrainingSetup
 
 
@@ -74,6 +74,7 @@ def build_checked_network(
     check_batch_size(
         experiment.train, facts.counts["train"], built_network.network, ranks, task.requirements.needs_class_batches
     )
+    check_schedule(experiment.train, facts.counts["train"])
     if weights:
         match_initial_weights(experiment, built_network.network, weights, facts)
     return built_network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from cnnrun.base.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import truncate_lines
-from cnnrun.base.errors import CheckpointError, ConfigError
+from cnnrun.base.errors import CheckpointError, ConfigError, UserError
 from cnnrun.base.progress import say
 from cnnrun.experiment.assemble import create_run
 from cnnrun.experiment.config_differences import describe_changes, list_differences
@@ -25,6 +26,7 @@ from cnnrun.training.run_records import (
     ENVIRONMENT,
     EXTENDED,
     EXTENSIONS,
+    FACTS,
     INITIAL_WEIGHTS,
     MAX_METRICS_BYTES,
     METRICS,
@@ -32,13 +34,18 @@ from cnnrun.training.run_records import (
     read_extension,
     read_extensions,
     read_facts,
+    read_result,
 )
 from cnnrun.training.state import TrainingState
 
 # Settings that say what the checkpoint's tensors, steps and best metric mean: an extension cannot change them.
-_FIXED = ("task", "data", "model", "seed", "train.batch", "train.drop_last", "train.sampler", "train.freeze")
-_FIXED_TOO = ("train.ema", "train.monitor")
-_NOT_FIXED = ("data.augment", "model.weights", "model.until", "data.prefetch")
+_FIXED = (
+    *("task", "data", "model", "seed", "train.batch", "train.accumulate", "train.drop_last", "train.sampler"),
+    *("train.freeze", "train.ema", "train.monitor"),
+)
+_NOT_FIXED = ("data.augment",)
+# An optimizer's settings that change no tensor of its state.
+_FREE_OPTIMIZER_SETTINGS = re.compile(r"train\.optimizer\.\w+\.(lr|weight_decay|betas|eps)(\[\d\])?")
 _MAX_FILE_BYTES = 16 << 30
 
 
@@ -57,14 +64,28 @@ def find_extended_run(experiment: Experiment, run: Path, runs: Path) -> Path:
     fixed = [
         f"{folder}: {line}"
         for (key, _, _), line in zip(list_differences(before, now), describe_changes(before, now), strict=True)
-        if key.startswith((*_FIXED, *_FIXED_TOO)) and not key.startswith(_NOT_FIXED)
+        if _is_fixed(key)
     ]
     if fixed:
-        advice = f"--extend cannot change this; to train from the run's weights use model.weights={folder}"
+        advice = (
+            f"--extend cannot change this; to start from its weights: `model: {{layers: [...], weights: {folder}}}`"
+        )
         raise ConfigError(*truncate_lines(fixed, "settings"), advice)
     for change in describe_changes(before, now):
         say(f"extending {folder}: {change}")
     return folder
+
+
+def _is_fixed(key: str) -> bool:
+    if key.startswith("train.optimizer"):
+        return not _FREE_OPTIMIZER_SETTINGS.fullmatch(key)
+    return key.startswith(_FIXED) and not key.startswith(_NOT_FIXED)
+
+
+def extends(run: Path, extended: Path) -> bool:
+    """Return whether a run goes on from `extended`. Raises CheckpointError if its record is damaged."""
+    record = read_extension(run)
+    return record is not None and Path(record.run).resolve() == extended.resolve()
 
 
 def create_extension(training: PreparedTraining, extended: Path, runs: Path) -> str:
@@ -81,10 +102,12 @@ def create_extension(training: PreparedTraining, extended: Path, runs: Path) -> 
     checkpoint = checkpoints.load(folder / name)
     state = TrainingState.from_json(checkpoint.state.get("training"), str(checkpoint.path))
     epochs = read_run_config(extended).train.epochs
-    _refuse_finished(training, state, extended, epochs)
+    _refuse_finished(training, state, extended)
     _describe_start(training, state, extended, epochs)
     files = {f"{CHECKPOINTS}/{path}": data for path, data in _checkpoint_files(folder, name, state)}
     files[METRICS] = read_bytes(extended / METRICS, CheckpointError, MAX_METRICS_BYTES)
+    if len(files[METRICS]) < state.metrics_offset:
+        raise CheckpointError(f"{extended / METRICS}: its last bytes are missing, so the run cannot be extended")
     for record in (ENVIRONMENT, INITIAL_WEIGHTS):
         if (extended / record).exists():
             files[record] = read_bytes(extended / record, CheckpointError, checkpoints.MAX_JSON_BYTES, Folder(extended))
@@ -103,21 +126,31 @@ def create_extension(training: PreparedTraining, extended: Path, runs: Path) -> 
 
 def _refuse_other_data(training: PreparedTraining, extended: Path) -> None:
     facts = read_facts(extended)
-    if facts is not None and facts.fingerprint != training.data.facts.fingerprint:
+    if facts is None:
+        raise CheckpointError(f"{extended}: has no {FACTS}, so it is not known which data it was trained on")
+    if facts.fingerprint != training.data.facts.fingerprint:
         problem = "the data has changed since it was trained, so it cannot be extended"
-        raise CheckpointError(f"{extended}: {problem}; to train from its weights use model.weights={extended}")
+        advice = f"to start from its weights: `model: {{layers: [...], weights: {extended}}}`"
+        raise CheckpointError(f"{extended}: {problem}; {advice}")
 
 
-def _refuse_finished(training: PreparedTraining, state: TrainingState, extended: Path, epochs: int) -> None:
+def _refuse_finished(training: PreparedTraining, state: TrainingState, extended: Path) -> None:
     """Raise ConfigError if the extended training would end at its start."""
     spec = training.experiment.train
-    if spec.epochs * _steps_per_epoch(training) <= state.step or spec.epochs <= epochs:
-        more = f"give more than its {epochs}, such as train.epochs={2 * epochs}"
-        raise ConfigError(f"train.epochs: {extended} has {format_count(epochs, 'epoch')} already; {more}")
+    reached = -(-_last_step(extended) // _steps_per_epoch(training))
+    if spec.epochs <= reached:
+        more = f"give more than its {reached}, such as train.epochs={2 * reached}"
+        raise ConfigError(f"train.epochs: {extended} has {format_count(reached, 'epoch')} already; {more}")
     if spec.should_stop_early(state.evaluations_without_improvement):
         evaluations = format_count(state.evaluations_without_improvement, "evaluation")
         advice = "raise train.early_stop.patience, or remove it"
         raise ConfigError(f"{extended} stopped early, after {evaluations} without improvement; {advice}")
+
+
+def _last_step(run: Path) -> int:
+    result = read_result(run)
+    assert result is not None, "only finished runs are extended"
+    return int(result["steps"])
 
 
 def _describe_start(training: PreparedTraining, state: TrainingState, extended: Path, epochs: int) -> None:
@@ -139,7 +172,8 @@ def _describe_start(training: PreparedTraining, state: TrainingState, extended: 
     if reasons:
         say(f"a single training of {spec.epochs} epochs would end differently: {'; '.join(reasons)}")
     else:
-        say(f"the result will have the same bits as a single training of {spec.epochs} epochs")
+        same = "in the same environment the result will have the same bits as"
+        say(f"{same} a single training of {spec.epochs} epochs")
 
 
 def _other_differences(before: Experiment, now: Experiment) -> list[tuple[str, object, object]]:
@@ -165,8 +199,11 @@ def _checkpoint_files(folder: Path, name: str, state: TrainingState) -> Iterable
 def _record_extension(extended: Path, run: Path) -> None:
     """Add the extension to the list in the run that it extends."""
     line = json.dumps({"run": str(run)}).encode() + b"\n"
-    with storage_errors(extended / EXTENSIONS, len(line)), Folder(extended).open_for_append(EXTENSIONS) as file:
-        file.write(line)
+    try:
+        with storage_errors(extended / EXTENSIONS, len(line)), Folder(extended).open_for_append(EXTENSIONS) as file:
+            file.write(line)
+    except UserError as error:  # the extension itself is complete and names the run
+        say(f"{error.lines[0]}; {extended} does not name its extension")
 
 
 def describe_lineage(run: Path) -> list[str]:

@@ -20,8 +20,8 @@ from cnnrun.base.ranks import Ranks, join_ranks
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import data_fingerprint
 from cnnrun.experiment.assemble import create_run, load_initial_weights
-from cnnrun.experiment.config_file import parse_config
-from cnnrun.experiment.extend import create_extension, find_extended_run
+from cnnrun.experiment.config_file import parse_config, read_config
+from cnnrun.experiment.extend import create_extension, extends, find_extended_run
 from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.resume import (
     check_repeatable,
@@ -149,9 +149,14 @@ def _find_earlier_run(
     experiment: Experiment, runs: Path, extend: Path | None, resume: bool, strict: bool
 ) -> dict[str, Any] | None:
     """Find the run to resume or to extend, or the finished run and its result, as plain data to send to other ranks."""
+    extended = find_extended_run(experiment, extend, runs) if extend else None
+    if extended is not None:
+        experiment = experiment.with_measured_settings_of(read_config(extended / CONFIG))
     resumable = find_resumable(experiment, runs, resume, strict)
+    if extended is not None and (resumable is None or not extends(resumable.run, extended)):
+        return _describe_run(extended, is_extended=True)
     if resumable is None:
-        return _describe_run(find_extended_run(experiment, extend, runs), is_extended=True) if extend else None
+        return None
     if resumable.is_finished:
         return {"run": str(resumable.run), "finished": _read_finished(experiment, resumable.run)}
     return _describe_run(resumable.run, is_extended=False)

@@ -52,9 +52,10 @@ def step_notes(experiment: Experiment, facts: DataFacts) -> list[str]:
     spec, images = experiment.train, facts.counts["train"]
     steps, lines = spec.steps_per_epoch(images), list[str]()
     smaller = 1 << int(math.log2(max(1, images // _FEW_STEPS)))
-    if steps < _FEW_STEPS and 2 <= smaller < spec.batch and not spec.sampler.images_per_class:
+    if steps < _FEW_STEPS and max(2, spec.accumulate) <= smaller < spec.batch and not spec.sampler.images_per_class:
         count = format_count(steps, "step")
-        lines.append(f"train.batch: an epoch has {count}; {smaller} instead of {spec.batch} makes {images // smaller}")
+        more = spec.model_copy(update={"batch": smaller}).steps_per_epoch(images)
+        lines.append(f"train.batch: an epoch has {count}; with {smaller} instead of {spec.batch} it has {more}")
     dropped = images - steps * spec.batch if spec.drop_last else 0
     if dropped > _MANY_DROPPED * images:
         lines.append(f"train.drop_last: each epoch leaves out {dropped:,} of {images:,} images, others each time")

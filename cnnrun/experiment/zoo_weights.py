@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnrun.base.downloads import RemoteFile, download, file_sha256
+from cnnrun.base.atomic_files import make_folder
+from cnnrun.base.downloads import RemoteFile, download
 from cnnrun.base.errors import CheckpointError, ConfigError, DownloadError, StorageError, escape
+from cnnrun.base.locks import hold_lock
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.config import zoo
 from cnnrun.config.messages import did_you_mean
@@ -83,25 +86,27 @@ def fetch_weights(network: str, entry: str | None, file: Path | None, out: Path 
     cache. Raises ConfigError, CheckpointError, DownloadError or StorageError.
     """
     published = list_published(network)
+    chosen = _choose_entry(published, entry)
     target = out or weights_path(network)
     if target is None:
         raise StorageError("there is no cache folder, because HOME is not set; give --out FILE.safetensors")
     if target.suffix != ".safetensors":
         raise ConfigError(f"--out {target}: give a file that ends in .safetensors")
-    if file is None:
-        chosen = _choose_entry(published, entry)
-        path = target.with_name(chosen.file_name)
+    if file is not None:
+        return _convert(_recognize(file, published if entry is None else [chosen]), file, target)
+    make_folder(target.parent)
+    # A folder of its own, so that no file of the user's is taken for the download, or removed with it.
+    folder = target.parent / f".{chosen.file_name}.download"
+    make_folder(folder)
+    with hold_lock(target.parent / f".{target.name}.lock", lambda: say(f"{target}: another process is fetching it")):
         say(f"fetching {chosen.file.url}")
         try:
-            download(chosen.file, path, progress_bar)
+            download(chosen.file, folder / chosen.file_name, progress_bar)
         except DownloadError as error:
             elsewhere = f"fetch that address on another machine and give the file: --from {chosen.file_name}"
             raise DownloadError(*error.lines, elsewhere) from None
-    else:
-        chosen, path = _recognize(file, published), file
-    written = _convert(chosen, path, target)
-    if file is None:
-        path.unlink()
+        written = _convert(chosen, folder / chosen.file_name, target)
+        shutil.rmtree(folder, ignore_errors=True)
     return written
 
 
@@ -115,10 +120,7 @@ def _choose_entry(published: list[PublishedWeights], entry: str | None) -> Publi
 
 def _recognize(file: Path, published: list[PublishedWeights]) -> PublishedWeights:
     """The registry's entry that `file` is, by its SHA-256. Raises CheckpointError if it is none of them."""
-    try:
-        digest = file_sha256(file)
-    except OSError as error:
-        raise CheckpointError(f"--from {escape(str(file))}: cannot be read ({error.strerror})") from None
+    digest = weights_file.file_digest(file)
     for item in published:
         if digest.startswith(item.file.digest_prefix):
             return item

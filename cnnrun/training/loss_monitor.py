@@ -13,6 +13,7 @@ from torch import Tensor
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import NonFiniteError, escape
 from cnnrun.base.progress import say
+from cnnrun.data.epoch_order import Uniform
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.training.checkpoints import CheckpointParts
 from cnnrun.training.learner import Learner
@@ -22,6 +23,7 @@ from cnnrun.training.state import TrainingState
 # Steps that are queued before the values of an earlier one are read, so that a GPU never waits for the next step.
 _LAG = {"cpu": 0, "cuda": 1}
 _EPOCHS_ABOVE = 3  # epochs in a row with a loss above that of guessing, after which the user is told
+_FALLEN = 0.98  # of the last epoch's loss: below this it has fallen
 _ADVICE = "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps"
 _VALUE_NAMES = ("the loss", "a gradient", "a weight or statistic")
 # The diagnosis if the step changed the weights before its values were read.
@@ -38,8 +40,11 @@ class LossMonitor:
         self._pending: deque[tuple[int, Callable[[], list[float]]]] = deque()
         self._lag = _LAG.get(learner.setup.device.type, 0)
         self.last_loss = math.nan
-        self._guess_loss = learner.setup.task.learning.guess_loss()
-        self._epochs_above = 0  # epochs in a row with a higher loss than that of a network that knows nothing
+        spec = learner.setup.spec
+        # A sampler that changes how often each class occurs changes the loss of guessing too.
+        self._guess_loss = learner.setup.task.learning.guess_loss() if spec.sampler.kind == Uniform.kind else None
+        # Epochs in a row whose loss is above that of a network that knows nothing and does not fall, and the last one's.
+        self._epochs_above, self._mean_above = 0, 0.0
 
     def add(self, probes: Tensor) -> None:
         """Add a step's `Learner.finiteness_probes`. On a CPU they are read at once, before the weights change.
@@ -56,15 +61,16 @@ class LossMonitor:
     def end_epoch(self) -> float:
         """Return the mean loss of the epoch's steps, and start the next epoch.
 
-        Says once if the loss has been above that of a network that knows nothing for three epochs.
+        Says once if the loss has not fallen for three epochs and is above that of a network that knows nothing.
         """
         state = self._state
         mean = state.loss_sum / max(1, state.loss_count)
         state.loss_sum, state.loss_count = 0.0, 0
         if self._guess_loss is not None:
-            self._epochs_above = self._epochs_above + 1 if mean > self._guess_loss else 0
+            is_above = mean > self._guess_loss and mean > _FALLEN * self._mean_above
+            self._epochs_above, self._mean_above = (self._epochs_above + 1, mean) if is_above else (0, 0.0)
             if self._epochs_above == _EPOCHS_ABOVE:
-                loss = f"{_EPOCHS_ABOVE} epochs have had a loss above {self._guess_loss:.4g}"
+                loss = f"the loss has not fallen for {_EPOCHS_ABOVE} epochs and is above {self._guess_loss:.4g}"
                 say(f"{loss}, that of a network that knows nothing: {_ADVICE}")
         return mean
 

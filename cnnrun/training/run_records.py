@@ -113,7 +113,7 @@ def read_extensions(run: Path) -> list[str]:
     path = run / EXTENSIONS
     if not path.is_symlink() and not path.exists():
         return []
-    lines = read_bytes(path, CheckpointError, MAX_JSON_BYTES, Folder(run)).splitlines()
+    lines = read_bytes(path, CheckpointError, MAX_JSON_BYTES, Folder(run)).split(b"\n")[:-1]  # a cut line is left out
     return [_parse(f"{path} line {number}", line, _EXTENSIONS)["run"] for number, line in enumerate(lines, 1)]
 
 

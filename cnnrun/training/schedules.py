@@ -19,6 +19,10 @@ class ScheduleSpec(Kind):
         """Return the factor for optimizer step `step` (from 0) of `total`."""
         raise NotImplementedError
 
+    def problem(self, total: int) -> str | None:
+        """The reason that the schedule does not fit a training of `total` steps, or None."""
+        return None
+
     def decay_start(self, total: int) -> int | None:
         """The step at which the only part that depends on `total` begins; None if earlier factors depend on it too."""
         return None
@@ -120,6 +124,11 @@ class WarmupStableDecay(ScheduleSpec):
         progress = (step - decay_start) / max(1, total - decay_start)
         fallen = progress if self.anneal == "linear" else math.sqrt(progress)
         return level * (1 + (self.end - 1) * fallen)
+
+    def problem(self, total: int) -> str | None:
+        if self.warmup_steps <= self.decay_start(total):
+            return None
+        return f"warmup_steps: {self.warmup_steps:,} of {total:,} steps reach into the decay; give fewer"
 
     def decay_start(self, total: int) -> int:
         return math.ceil((1 - self.decay) * total)

@@ -104,6 +104,12 @@ def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, 
         raise ConfigError(f"train.batch: {problem}; change batch, accumulate or drop_last")
 
 
+def check_schedule(spec: Train, count: int) -> None:
+    """Raise ConfigError if the schedule does not fit the steps of a training on `count` images."""
+    if problem := spec.schedule.problem(spec.epochs * spec.steps_per_epoch(count)):
+        raise ConfigError(f"train.schedule: {problem}")
+
+
 def refuse_undefined_monitor(task: Task, targets: Targets, monitor: str) -> None:
     """Raise DataError, which lists the defined metrics, if the monitored one is undefined for the targets of val."""
     undefined = task.measuring.undefined_metrics(targets)

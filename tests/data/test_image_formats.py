@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -108,3 +109,19 @@ def test_every_accepted_suffix_is_an_image_name():
     for suffixes in FORMAT_SUFFIXES.values():
         assert all(is_image_name(f"a{suffix.upper()}") for suffix in suffixes)
     assert not is_image_name("a.psd")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as outside of tests
+@pytest.mark.parametrize("suffix", [".avif", ".gif", ".tif", ".webp", ".png", ".jpg"])
+def test_damaged_files_of_any_format_are_named_or_decoded(suffix, picture, tmp_path):
+    """Bytes are changed at random: a file is refused with its name, or decoded to some picture."""
+    picture.save(tmp_path / f"a{suffix}")
+    whole = (tmp_path / f"a{suffix}").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, len(whole), 4):
+            damaged[position] = int(rng.integers(256))
+        (tmp_path / f"b{suffix}").write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            load(tmp_path / f"b{suffix}")

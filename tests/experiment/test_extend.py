@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -159,6 +160,9 @@ REFUSED = {
     "data.split={val: 0.3}": "data.split.val was 0.2, is 0.3",
     "train.monitor=val/loss": "train.monitor was val/accuracy, is val/loss",
     "train.ema=null": "train.ema",
+    "train.accumulate=2": "train.accumulate was 1, is 2",
+    "train.optimizer={sgd: 0.01}": "train.optimizer",
+    "train.optimizer={adamw: {lr: 0.01, amsgrad: true}}": "amsgrad was False, is True",
 }
 
 
@@ -194,9 +198,10 @@ def test_unfinished_runs_checkpoints_and_damaged_checkpoints_are_refused(short, 
 def test_a_run_that_stopped_early_is_not_extended(tmp_path):
     early = ("train.early_stop={patience: 1, min_delta: 1.0}", "train.schedule=constant")
     run = train(tmp_path, 9, *early)
-    with pytest.raises(ConfigError, match=r"stopped early, after 1 evaluation without improvement; raise"):
-        train(tmp_path, 12, *early, extend=run)
-    assert train(tmp_path, 12, "train.schedule=constant", extend=run).name == "2"
+    for epochs in (9, 12):
+        with pytest.raises(ConfigError, match=r"stopped early, after 1 evaluation without improvement; raise"):
+            train(tmp_path, epochs, *early, extend=run)
+    assert train(tmp_path, 9, "train.schedule=constant", extend=run).name == "2"  # what was left of its epochs
 
 
 def test_a_precision_that_was_measured_is_kept(tmp_path):
@@ -205,3 +210,29 @@ def test_a_precision_that_was_measured_is_kept(tmp_path):
     longer = tiny_experiment("train.epochs=2", "train.schedule=constant", "train.precision=auto")
     extension = Path(train_run(longer, tmp_path, CPU, False, extend=run)["run"])
     assert parse_config((extension / "config.yaml").read_text(), "c").train.precision == "bfloat16"
+
+
+def test_an_extension_is_resumed_and_no_other_run(short, single, tmp_path):
+    with stop_at(20):
+        train(tmp_path, 6, *STABLE)  # an unfinished run of the same config, which extends nothing
+    extension = train(tmp_path, 6, *STABLE, extend=short, resume=True)
+    assert extension.name == "2"
+    assert digest(extension) == single
+
+
+def test_damaged_records_are_named_or_left_out(short, tmp_path):
+    copy = tmp_path / "runs" / "tiny" / "1"
+    shutil.copytree(short, copy)
+    with (copy / "extensions.jsonl").open("ab") as file:
+        file.write(b'{"run": "runs/x')
+    describe_lineage(copy)
+    (copy / "metrics.jsonl").write_bytes((copy / "metrics.jsonl").read_bytes()[:20])
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: its last bytes are missing"):
+        train(tmp_path / "more", 6, *STABLE, extend=copy)
+    assert not list((tmp_path / "more").rglob("config.yaml"))
+
+
+def test_a_warmup_that_reaches_into_the_decay_is_refused(tmp_path):
+    long = "train.schedule={warmup_stable_decay: {warmup_steps: 1000}}"
+    with pytest.raises(ConfigError, match="warmup_steps: 1,000 of 34 steps reach into the decay"):
+        train(tmp_path, 2, long)

@@ -47,7 +47,7 @@ def test_a_result_is_recorded_once_and_not_when_resumed(tmp_path):
 def test_epochs_of_few_steps_and_dropped_images_are_said(tmp_path, capfd):
     experiment_run.train(parse_config(TINY, "tiny.yaml", ["name=tiny", "train.batch=256"]), tmp_path, CPU)
     said = capfd.readouterr().err
-    assert "train.batch: an epoch has 4 steps; 32 instead of 256 makes 35" in said
+    assert "train.batch: an epoch has 4 steps; with 32 instead of 256 it has 35" in said
     assert "train.drop_last: each epoch leaves out 127 of 1,151 images" in said
     experiment_run.train(parse_config(TINY, "tiny.yaml", ["name=tiny", "train.batch=32"]), tmp_path, CPU)
     assert "train.batch:" not in capfd.readouterr().err

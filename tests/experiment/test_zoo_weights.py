@@ -284,6 +284,15 @@ def test_fetched_weights_are_a_weights_file_in_the_cache_with_their_origin(publi
     assert (tmp_path / "copy.pth").exists()
 
 
+def test_a_file_of_the_user_beside_the_weights_stays(published, tmp_path):
+    _, content, _ = published
+    own = tmp_path / zoo_weights.list_published("squeezenet1_1")[0].file_name
+    own.write_bytes(content)
+    fetch_weights("squeezenet1_1", None, None, tmp_path / "w.safetensors")
+    assert own.read_bytes() == content
+    assert {path.name for path in tmp_path.glob(".*.download")} == set()
+
+
 def test_without_a_network_one_line_says_what_to_do(published, run_cli):
     server, _, cache = published
     server.close()
@@ -301,6 +310,8 @@ def test_what_is_not_published_is_refused(published, run_cli, tmp_path, monkeypa
         fetch_weights("squeezenet1_1", None, tmp_path / "other.pth", None)
     with pytest.raises(ConfigError, match="has IMAGENET1K_V1; did you mean"):
         fetch_weights("squeezenet1_1", "IMAGENET1K_V2", None, None)
+    with pytest.raises(ConfigError, match="has IMAGENET1K_V1; did you mean"):
+        fetch_weights("squeezenet1_1", "IMAGENET1K_V2", tmp_path / "other.pth", None)
     with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
         fetch_weights("squeezenet1_1", None, None, tmp_path / "w.pth")
     monkeypatch.undo()

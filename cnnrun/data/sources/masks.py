@@ -50,7 +50,7 @@ images, masks are the files with `mask_suffix` or, without one, the PNG files, a
     def _check_folders(self) -> Self:
         if _keys(self.images) != _keys(self.masks):
             raise ValueError("images and masks name different splits; give both one folder, or both the same splits")
-        if "train" not in (_keys(self.images) or {"train"}):
+        if (keys := _keys(self.images)) is not None and "train" not in keys:
             raise ValueError("images and masks have no train")
         return self
 

@@ -16,11 +16,12 @@ from cnnrun.base.user_paths import read_errors
 from cnnrun.data.image_files import is_image_name
 from cnnrun.data.split_names import parse_split_name
 from cnnrun.experiment.init.guess_boxes import guess_coco, guess_voc, guess_yolo
-from cnnrun.experiment.init.guess_masks import guess_masks
+from cnnrun.experiment.init.guess_masks import guess_masks, is_mask_name
 from cnnrun.experiment.init.guess_table import TABLE_SUFFIXES, guess_table
-from cnnrun.experiment.init.paths import name_of_path, subfolders
+from cnnrun.experiment.init.paths import is_visible, name_of_path, subfolders
 from cnnrun.experiment.init.reading import Reading, Request
 
+_MAX_PARTS = 4  # so few folders may be parts of one data set, such as images and masks
 _MIN_PEOPLE, _MAX_IMAGES_EACH = 10, 40  # folders of so many classes, with so few images each, may be people
 
 
@@ -31,12 +32,17 @@ def guess_data(path_or_name: str, request: Request) -> Reading:
     """
     if path_or_name in ("digits", "digit_scenes"):
         task = "classify" if path_or_name == "digits" else "detect"
+        if request.label:
+            raise ConfigError(f"--label names columns of a table; {path_or_name} is none")
         return request.check(Reading(path_or_name, task, "it is embedded in cnnrun", path_or_name, (task,)))
     path = Path(path_or_name)
     if not path.exists():
         raise DataError(f"{escape(path_or_name)}: no such file or folder")
     with read_errors():
-        return request.check(_guess_folder(path, request) if path.is_dir() else _guess_file(path, request))
+        reading = _guess_folder(path, request) if path.is_dir() else _guess_file(path, request)
+    if request.label and "table" not in reading.source:
+        raise ConfigError(f"--label names columns of a table; {escape(path_or_name)} is none")
+    return request.check(reading)
 
 
 def _guess_file(path: Path, request: Request) -> Reading:
@@ -64,7 +70,7 @@ def _guess_folder(path: Path, request: Request) -> Reading:
         lambda: guess_coco(path, _json_files(path)),
         lambda: guess_masks(path),
         lambda: _guess_idx(path, entries),
-        lambda: _guess_class_folders(path, entries),
+        lambda: _guess_class_folders(path),
         lambda: _guess_shards(path, entries),
         lambda: _guess_only_table(path, entries, request),
         lambda: _guess_within_only_folder(entries, request),
@@ -89,9 +95,9 @@ def _guess_idx(path: Path, entries: list[Path]) -> Reading | None:
     return Reading({"idx": str(path)}, "classify", "there are MNIST's files", name_of_path(path), ("classify",))
 
 
-def _guess_class_folders(path: Path, entries: list[Path]) -> Reading | None:
+def _guess_class_folders(path: Path) -> Reading | None:
     """Folders of images are classes, also below folders named like splits."""
-    folders = [entry for entry in entries if entry.is_dir() and _has_images(entry)]
+    folders = [entry for entry in subfolders(path) if _has_images(entry)]
     if len(folders) < 2:
         return None
     splits = {folder: parse_split_name(folder.name) for folder in folders}
@@ -99,11 +105,17 @@ def _guess_class_folders(path: Path, entries: list[Path]) -> Reading | None:
         return None  # such as `images` and `test`: not classes
     if "train" in splits.values():
         (train,) = [folder for folder, split in splits.items() if split == "train"][:1]
-        classes = [entry for entry in train.iterdir() if entry.is_dir() and _has_images(entry)]
+        classes = [entry for entry in subfolders(train) if _has_images(entry)]
     else:
         classes = folders
     if len(classes) < 2:
         return None
+    if len(classes) < _MAX_PARTS and any(is_mask_name(folder.name) for folder in classes):
+        names = ", ".join(escape(folder.name) for folder in classes)
+        problem = f"the folders {names} are named like images and masks, but too few images have a mask of their name"
+        raise DataError(
+            f"{escape(str(path))}: {problem}", "if they are classes, write a config with `source: {folder: ...}`"
+        )
     if not any(is_image_name(file.name) for folder in classes for file in folder.iterdir()):
         below = [folder for folder in classes if len([part for part in subfolders(folder) if _has_images(part)]) > 1]
         names = ", ".join(escape(str(folder)) for folder in below or classes)
@@ -123,7 +135,10 @@ def _guess_class_folders(path: Path, entries: list[Path]) -> Reading | None:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(is_image_name(path.name) for path in folder.rglob("*"))
+    return any(
+        is_image_name(path.name) and all(map(is_visible, [path, *path.relative_to(folder).parents][:-1]))
+        for path in folder.rglob("*")
+    )
 
 
 def _guess_shards(path: Path, entries: list[Path]) -> Reading | None:

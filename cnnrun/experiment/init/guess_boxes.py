@@ -15,12 +15,13 @@ from cnnrun.base.errors import DataError
 from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.data.image_files import is_image_name
 from cnnrun.data.split_names import parse_split_name
-from cnnrun.experiment.init.paths import folders_below, name_of_path, subfolders
+from cnnrun.experiment.init.paths import folders_below, is_file, name_of_path, split_of, subfolders
 from cnnrun.experiment.init.reading import Reading
 
 _TASKS = ("detect", "multilabel", "regress")  # of a source with boxes
 _MAX_JSON_BYTES = 1 << 30
-_CHECKED_NAMES = 20  # file names of an annotation file that are looked for in a folder
+_CHECKED_NAMES = 200  # file names of an annotation file that are looked for in a folder
+_MAX_FOLDERS = 200
 _LABEL_DEPTH = 2  # of YOLO's `labels`: in the folder itself, or in that of a split
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 
@@ -31,10 +32,11 @@ def guess_coco(root: Path, files: list[Path]) -> Reading | None:
     counts: Counter[str] = Counter()
     for file in files:
         names = _read_coco_names(file)
-        images = _find_images(root, file, names) if names else None
+        split = _split_of_file(file)
+        images = _find_images(root, file, names, split) if names else None
         if names is None or images is None:
             continue
-        split, count = _split_of_file(file), sum((images / name).is_file() for name in names)
+        count = sum(is_file(images / name) for name in names)
         if count > counts[split]:  # of two files of one split, that with more images
             found[split], counts[split] = (file, images), count
     if not found:
@@ -64,13 +66,16 @@ def _read_coco_names(file: Path) -> list[str] | None:
         return None
 
 
-def _find_images(root: Path, file: Path, names: list[str]) -> Path | None:
-    """The folder that an annotation file's names start from: its own, or one near it."""
-    near = [file.parent, root, file.parent.parent]
-    candidates = [*near, *(folder for place in dict.fromkeys(near) for folder in subfolders(place))]
-    counts = {folder: sum((folder / name).is_file() for name in names[:_CHECKED_NAMES]) for folder in candidates}
-    best = max(counts, key=lambda folder: counts[folder])
-    return best if counts[best] else None
+def _find_images(root: Path, file: Path, names: list[str], split: str) -> Path | None:
+    """The folder that an annotation file's names start from: the one with most of them, of two that of its split."""
+    near = [file.parent, root, file.parent.parent, *subfolders(file.parent.parent), *folders_below(root)[:_MAX_FOLDERS]]
+    checked = names[:: max(1, len(names) // _CHECKED_NAMES)]
+
+    def rank(folder: Path) -> tuple[int, bool]:
+        return sum(is_file(folder / name) for name in checked), split_of(root, folder) == split
+
+    best = max(dict.fromkeys(near), key=rank)
+    return best if rank(best)[0] else None
 
 
 def _split_of_file(file: Path) -> str:
@@ -121,13 +126,14 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _find_voc_images(root: Path, annotations: Path, files: list[Path]) -> Path | None:
-    """The folder of images with the names of annotation files: their own, JPEGImages, or another one near."""
-    stems = {file.stem for file in files[:_CHECKED_NAMES]}
-    places = [annotations, root / "JPEGImages", *subfolders(annotations.parent), *folders_below(root)]
-    for place in dict.fromkeys(places):
-        if place.is_dir() and any(path.stem in stems and is_image_name(path.name) for path in place.iterdir()):
-            return place
-    return None
+    """The folder with most images of the annotation files' names, of two that of their split."""
+    stems, split = {file.stem for file in files}, split_of(root, annotations)
+    counts = {
+        place: sum(path.stem in stems and is_image_name(path.name) for path in place.iterdir())
+        for place in dict.fromkeys([annotations, *folders_below(root)[:_MAX_FOLDERS]])
+    }
+    best = max(counts, key=lambda place: (counts[place], split_of(root, place) == split))
+    return best if counts[best] else None
 
 
 def guess_yolo(path: Path) -> Reading | None:
@@ -135,7 +141,7 @@ def guess_yolo(path: Path) -> Reading | None:
     root = path if path.is_dir() else path.parent
     names = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
     files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
-    if files and "names" in read_text(files[0], DataError):
+    if files and _is_data_yaml(files[0]):
         return Reading(
             {"yolo": {"path": str(files[0])}}, "detect", f"{files[0].name} is YOLO's", name_of_path(root), _TASKS
         )
@@ -144,8 +150,11 @@ def guess_yolo(path: Path) -> Reading | None:
     label_folders = [folder for folder in label_folders if len(folder.relative_to(root).parts) <= _LABEL_DEPTH]
     if path.is_file() or not label_folders:
         return None
-    label_files = sorted(file for folder in label_folders for file in folder.rglob("*.txt"))
-    numbers = {number for file in label_files[:1000] for number in _class_numbers(file)}
+    if any(folder.parent == root for folder in label_folders):
+        label_folders = [root / "labels"]  # as the source reads it
+    texts = sorted(file for folder in label_folders for file in folder.rglob("*.txt"))
+    label_files = [file for file in texts if file.name not in _CLASS_LISTS]
+    numbers = {number for file in label_files for number in _class_numbers(file)}
     if not numbers or None in numbers:
         return None
     classes, note = _class_list(path, max(number for number in numbers if number is not None) + 1)
@@ -154,21 +163,29 @@ def guess_yolo(path: Path) -> Reading | None:
     return Reading(source, "detect", reason, name_of_path(root), _TASKS, notes=(note,) if note else ())
 
 
+def _is_data_yaml(file: Path) -> bool:
+    """Return whether a YAML file lists classes under `names`."""
+    try:
+        return re.search(r"^names\s*:", read_text(file, DataError), re.MULTILINE) is not None
+    except DataError:
+        return False
+
+
 def _class_numbers(file: Path) -> Iterator[int | None]:
     """The class of each line of a label file; None for a line that YOLO does not write."""
     for line in read_text(file, DataError).splitlines():
         if words := line.split():
-            is_box = len(words) >= 5 and words[0].isdigit() and re.fullmatch(r"[-+.\deE ]+", " ".join(words[1:]))
+            is_box = len(words) >= 5 and re.fullmatch(r"\d{1,4}( [-+.\deE]+)+", " ".join(words), re.ASCII)
             yield int(words[0]) if is_box else None
 
 
 def _class_list(root: Path, count: int) -> tuple[list[str], str]:
     """The classes in a list beside the images, else numbered ones with a note."""
-    for name in _CLASS_LISTS:
-        if (root / name).is_file():
-            names = [line.strip() for line in read_text(root / name, DataError).splitlines() if line.strip()]
+    for file in (folder / name for folder in (root, root / "labels") for name in _CLASS_LISTS):
+        if file.is_file():
+            names = [line.strip() for line in read_text(file, DataError).splitlines() if line.strip()]
             if len(names) >= count:
-                return names, f"the classes are those of {name}"
+                return names, f"the classes are those of {file.name}"
     return [f"class_{number}" for number in range(count)], "no list of classes was found: rename class_0 and so on"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +15,34 @@ import numpy as np
 from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import DataError, escape
+from cnnrun.base.machine_load import processor_count
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
 from cnnrun.data.image_files import image_errors, is_image_name, open_image, read_image_bytes
 from cnnrun.data.image_settings import ImageSettings
-from cnnrun.data.split_names import parse_split_name
-from cnnrun.experiment.init.paths import folders_below, name_of_path
+from cnnrun.data.mask_files import read_mask_values
+from cnnrun.experiment.init.paths import SPLIT_PREFIX, folders_below, name_of_path, split_of
 from cnnrun.experiment.init.reading import Reading
 
-_MAX_MASKS = 200  # masks whose values are read
 _MAX_VALUES = 60  # a file of more values is a picture, not a mask
 _MIN_PAIRED = 0.8  # share of the images that must have a mask
 _SUFFIXES = ("", "_mask", "-mask", "_seg", "_label", "_labels", "_gt", "_L", "_segmentation", "_manual1", "_GT")
-_MASK_WORDS = ("mask", "label", "annot", "truth", "gt", "seg", "anno")
+_MASK_WORDS = re.compile(
+    r"masks?|labels?|annots?|annotations?|annos?|(ground)?truth|gt|segs?|segmentations?|manual", re.IGNORECASE
+)
+
+_Files = dict[str, list[str]]  # the image files of a folder by their names without suffix
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A folder of images, one of masks, and what a mask's name has after that of its image."""
+    """A folder of images, one of masks, and what a mask's name has after that of its image; the split they name."""
 
     images: Path
     masks: Path
     suffix: str
-    count: int
+    split: str | None
+    names: tuple[str, ...]
+    """The names of the masks."""
 
 
 def guess_masks(root: Path) -> Reading | None:
@@ -42,108 +50,120 @@ def guess_masks(root: Path) -> Reading | None:
     pairs = list(_find_pairs(root))
     if not pairs:
         return None
-    by_split = {parse_split_name(pair.images.name) or parse_split_name(pair.images.parent.name): pair for pair in pairs}
-    if "train" in by_split and None not in by_split and len({pair.suffix for pair in pairs}) == 1:
-        chosen = {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
-        images: Any = {split: str(pair.images) for split, pair in chosen.items()}
-        masks: Any = {split: str(pair.masks) for split, pair in chosen.items()}
-        pair, values = _first_readable([chosen["train"]])
-        count = sum(item.count for item in chosen.values())
-    else:
-        pair, values = _first_readable(sorted(pairs, key=lambda item: -item.count))
-        images, masks, count = str(pair.images), str(pair.masks), pair.count
-    settings, note = _class_settings(values)
-    source = {"images": images, "masks": masks} | ({"mask_suffix": pair.suffix} if pair.suffix else {}) | settings
-    name = f"{escape(pair.suffix)}.png" if pair.suffix else "the same name"
-    reason = f"{format_count(count, 'image')} have a mask of {name}"
-    return Reading({"masks": source}, "segment", reason, name_of_path(root), ("segment",), notes=(note,))
-
-
-def _first_readable(pairs: list[_Pair]) -> tuple[_Pair, dict[int, int]]:
-    """The first pair of folders whose masks can be read, and their values. Raises the first DataError if none is."""
-    errors: list[DataError] = []
-    for pair in pairs:
+    readable, errors = list[tuple[_Pair, set[int]]](), list[DataError]()
+    for pair in sorted(pairs, key=lambda item: -len(item.names)):
         try:
-            return pair, _read_values(pair)
+            readable.append((pair, _read_values(pair)))
         except DataError as error:
             errors.append(error)
-    raise errors[0]
+    if not readable:
+        if all(pair.images == pair.masks for pair in pairs):
+            return None  # two files of one name, and none of them a mask
+        raise errors[0]
+    return _describe_pairs(root, readable)
+
+
+def _describe_pairs(root: Path, readable: list[tuple[_Pair, set[int]]]) -> Reading:
+    """The reading of pairs of folders: one for each split, or the first one; the others are named in a note."""
+    by_split: dict[str | None, tuple[_Pair, set[int]]] = {}
+    for pair, values in readable:
+        by_split.setdefault(pair.split, (pair, values))
+    if "train" in by_split:
+        chosen = [by_split[split] for split in ("train", "val", "test") if split in by_split]
+        images: Any = {str(pair.split): str(pair.images) for pair, _ in chosen}
+        masks: Any = {str(pair.split): str(pair.masks) for pair, _ in chosen}
+    else:
+        chosen = readable[:1]
+        images, masks = str(chosen[0][0].images), str(chosen[0][0].masks)
+    first = chosen[0][0]
+    settings, note = _class_settings(set.union(*(values for _, values in chosen)))
+    source = {"images": images, "masks": masks} | ({"mask_suffix": first.suffix} if first.suffix else {}) | settings
+    name = f"{escape(first.suffix)}.png" if first.suffix else "the same name"
+    reason = f"{format_count(sum(len(pair.names) for pair, _ in chosen), 'image')} have a mask of {name}"
+    used = {pair.masks for pair, _ in chosen}
+    others = [escape(str(pair.masks)) for pair, _ in readable if pair.masks not in used]
+    notes = [note, *([f"masks that are not used: {join_names(others, 3)}"] if others else [])]
+    return Reading({"masks": source}, "segment", reason, name_of_path(root), ("segment",), notes=tuple(notes))
 
 
 def _find_pairs(root: Path) -> Iterator[_Pair]:
     """Yield the pairs of folders, the same folder twice included, in which masks have the names of images."""
-    stems = {folder: names for folder in folders_below(root) if (names := _images_by_stem(folder))}
-    for images in stems:
-        yield from (
-            _Pair(images, masks, suffix, count)
-            for masks in stems
-            if _could_be_masks(images, masks)
-            for suffix in _SUFFIXES
-            if (count := _count_pairs(stems[images], stems[masks], images == masks, suffix))
-        )
+    files = {folder: names for folder in folders_below(root) if (names := _files_by_stem(folder))}
+    masks_like = [folder for folder in files if is_mask_name(folder.name) or is_mask_name(folder.parent.name)]
+    for images in files:
+        for masks in [images, *(folder for folder in masks_like if _differ_as_masks(root, images, folder))]:
+            for suffix in _SUFFIXES:
+                split = split_of(root, images)
+                if found := _match_names(files[images], files[masks], images == masks, suffix):
+                    yield _Pair(images, masks, suffix, split, found)
 
 
-def _images_by_stem(folder: Path) -> dict[str, set[str]]:
-    """The suffixes of the images of each name in a folder."""
-    stems: dict[str, set[str]] = {}
-    for entry in os.scandir(folder):
-        if entry.is_file() and is_image_name(entry.name):
-            path = Path(entry.name)
-            stems.setdefault(path.stem, set()).add(path.suffix.lower())
+def _files_by_stem(folder: Path) -> _Files:
+    stems: _Files = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file() and is_image_name(entry.name):
+                stems.setdefault(Path(entry.name).stem, []).append(entry.name)
     return stems
 
 
-def _could_be_masks(images: Path, masks: Path) -> bool:
-    """Return whether the second folder is named like one of masks and the first is not, or both are one folder."""
-    if images == masks:
-        return True
-    is_named = any(word in masks.name.lower() for word in _MASK_WORDS)
-    return is_named and not any(word in images.name.lower() for word in _MASK_WORDS)
+def _words(name: str) -> list[str]:
+    """The words of a folder's name, such as `train_masks` or `trainannot`, without a split's name in front."""
+    parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name)
+    return [SPLIT_PREFIX.sub("", part.lower()) for part in parts if part]
 
 
-def _count_pairs(images: dict[str, set[str]], masks: dict[str, set[str]], same: bool, suffix: str) -> int:
-    """The number of images with a mask; 0 if too few have one."""
-    if same and not suffix:
-        photos = {stem for stem, kinds in images.items() if kinds - {".png"}}
-        count = sum(".png" in images[stem] for stem in photos)
-    elif same:
-        photos = {stem for stem in images if not stem.endswith(suffix)}
-        count = sum(f"{stem}{suffix}" in images for stem in photos)
+def is_mask_name(name: str) -> bool:
+    """Return whether a folder is named like one of masks."""
+    return any(_MASK_WORDS.fullmatch(word) for word in _words(name))
+
+
+def _differ_as_masks(root: Path, images: Path, masks: Path) -> bool:
+    """Return whether two paths differ in one part, which is a name of masks in the second alone, within one split."""
+    if images == root or masks == root:
+        return is_mask_name(masks.name) and masks.parent == images
+    first, second = images.relative_to(root).parts, masks.relative_to(root).parts
+    if len(first) != len(second) or split_of(root, images) != split_of(root, masks):
+        return False
+    different = [(one, other) for one, other in zip(first, second, strict=True) if one != other]
+    return len(different) == 1 and not is_mask_name(different[0][0]) and is_mask_name(different[0][1])
+
+
+def _match_names(images: _Files, masks: _Files, is_same_folder: bool, suffix: str) -> tuple[str, ...]:
+    """The names of the images' masks; none if too few images have one."""
+    if is_same_folder and not suffix:
+        photos = {stem for stem, names in images.items() if any(not name.lower().endswith(".png") for name in names)}
+        found = [name for stem in photos for name in images[stem] if name.lower().endswith(".png")]
     else:
-        photos = set(images)
-        count = sum(f"{stem}{suffix}" in masks for stem in photos)
-    return count if count >= max(2, _MIN_PAIRED * len(photos)) else 0
+        photos = {stem for stem in images if not (is_same_folder and stem.endswith(suffix))}
+        found = [name for stem in photos for name in masks.get(f"{stem}{suffix}", [])]
+    return tuple(sorted(found)) if len(found) >= max(2, _MIN_PAIRED * len(photos)) else ()
 
 
-def _read_values(pair: _Pair) -> dict[int, int]:
-    """How many of some masks have each value. Raises DataError for files that are no masks."""
-    counts: dict[int, int] = {}
-    stems = _images_by_stem(pair.images)
-    names = sorted(stem for stem in stems if not pair.suffix or not stem.endswith(pair.suffix))
-    files = [path for stem in names for path in pair.masks.glob(f"{_glob_escape(stem)}{pair.suffix}.*")]
-    masks = [path for path in files if path.suffix.lower() == ".png" or pair.images != pair.masks or pair.suffix]
-    for path in masks[:: max(1, len(masks) // _MAX_MASKS)][:_MAX_MASKS]:
-        with image_errors(str(path)), open_image(read_image_bytes(path), ImageSettings()) as (image, _):
-            if image.mode not in ("1", "L", "P"):
-                problem = f"a mask of kind {image.mode}; masks need a grey value or a palette index for each class"
-                raise DataError(f"{escape(str(path))}: {problem}")
-            found = np.unique(np.asarray(image).astype(np.uint8)).tolist()
-        if len(found) > _MAX_VALUES:
-            raise DataError(f"{escape(str(path))}: {len(found)} different values; a mask has one for each class")
-        for value in found:
-            counts[value] = counts.get(value, 0) + 1
-    if not 2 <= len(counts) < UNKNOWN:
-        raise DataError(f"{escape(str(pair.masks))}: the masks have {format_count(len(counts), 'value')}")
-    return counts
+def _read_values(pair: _Pair) -> set[int]:
+    """The values of all masks. Raises DataError for files that are no masks."""
+    first = _mask_values(pair.masks / pair.names[0])  # a picture in their place is found at once
+    with ThreadPoolExecutor(processor_count()) as pool:
+        values = first.union(*pool.map(_mask_values, [pair.masks / name for name in pair.names[1:]]))
+    if not 2 <= len(values) < UNKNOWN:
+        raise DataError(f"{escape(str(pair.masks))}: the masks have {format_count(len(values), 'value')}")
+    return values
 
 
-def _glob_escape(text: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in text)
+def _mask_values(path: Path) -> set[int]:
+    with image_errors(str(path)):
+        data = read_image_bytes(path)
+        with open_image(data, ImageSettings()) as (image, orientation):
+            values = read_mask_values(image, orientation, data)
+    found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+    if len(found) > _MAX_VALUES:
+        raise DataError(f"{escape(str(path))}: {len(found)} different values; a mask has one for each class")
+    return set(found)
 
 
-def _class_settings(counts: dict[int, int]) -> tuple[dict[str, Any], str]:
+def _class_settings(found: set[int]) -> tuple[dict[str, Any], str]:
     """The classes and values of the masks, and what to tell the user about them."""
-    values = sorted(counts)
+    values = sorted(found)
     if values == [0, 255]:
         return {"classes": ["background", "object"], "values": [0, 255], "ignore": []}, "0 is background, 255 object"
     has_void = values[-1] == IGNORED and len(values) > 2  # 255 beside at least two other values

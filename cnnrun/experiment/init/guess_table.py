@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES, is_image_name
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
-from cnnrun.experiment.init.paths import name_of_path, subfolders
+from cnnrun.experiment.init.paths import is_file, name_of_path, split_of, subfolders
 from cnnrun.experiment.init.reading import Reading, Request
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
@@ -28,7 +29,8 @@ _GROUP_COLUMNS = ("group", "patient", "patient_id", "subject", "subject_id", "pe
 _GROUP_COLUMNS_TOO = ("person_id", "user", "user_id", "user.id", "video", "scene")
 _ID = re.compile(r"(.*[_. ])?(id|uuid|hash|index)", re.IGNORECASE)  # names of columns that identify a row or a person
 _SEPARATORS = (";", "|", ",", " ")
-_MAX_LINE_BYTES = 1 << 20
+_MAX_LINE_BYTES, _MAX_TABLE_BYTES = 1 << 20, 1 << 30
+_MIN_GROUPS = 5  # with fewer, whole groups cannot be held out
 _CHECKED_ROWS = 20  # rows of a table whose files are checked to exist
 _MAX_LABEL_VALUES = 20  # whole numbers with more different values are quantities, not classes
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -82,13 +84,21 @@ def _invent_names(path: Path) -> list[str] | None:
     """Names for the columns of a table whose first line is a row, because it names an image; None for others."""
     if path.suffix.lower() == ".parquet":
         return None
-    with open_file(path, DataError, _MAX_LINE_BYTES) as file:
+    with open_file(path, DataError, _MAX_TABLE_BYTES) as file:
         line = file.readline(_MAX_LINE_BYTES).decode("utf-8-sig", "replace")
-    cells = [cell.strip().strip('"') for cell in re.split(r"[\t;,]", line.strip())]
-    if len(cells) < 2 or not any(is_image_name(PureWindowsPath(cell).name) for cell in cells):
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else next((mark for mark in ",;\t" if mark in line), ",")
+    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    images = [index for index, cell in enumerate(cells) if _names_image(path, cell)]
+    if len(cells) < 2 or not images:
         return None
-    first = next(index for index, cell in enumerate(cells) if is_image_name(PureWindowsPath(cell).name))
-    return ["image" if index == first else f"column_{index + 1}" for index in range(len(cells))]
+    return ["image" if index == images[0] else f"column_{index + 1}" for index in range(len(cells))]
+
+
+def _names_image(path: Path, cell: str) -> bool:
+    """Return whether a cell is the name of an image file, or that of an image near the table without its suffix."""
+    if is_image_name(PureWindowsPath(cell).name):
+        return True
+    return bool(cell) and any(is_file(folder / f"{cell}{end}") for folder in _near_folders(path) for end in SUFFIXES)
 
 
 def _take_images(columns: _Columns) -> None:
@@ -115,7 +125,7 @@ def _take_ids(columns: _Columns) -> str | None:
     for folder in _near_folders(columns.path):
         for name, cells in first.items():
             for suffix in sorted(SUFFIXES):
-                if sum((folder / f"{cell}{suffix}").is_file() for cell in cells if cell) > len(cells) / 2:
+                if sum(is_file(folder / f"{cell}{suffix}") for cell in cells if cell) > len(cells) / 2:
                     columns.settings["suffix"] = suffix
                     columns.notes.append(f"column {escape(name)!r} names the images without {suffix}")
                     return name
@@ -134,10 +144,13 @@ def _are_image_names(cells: list[str]) -> bool:
 
 def _guess_root(path: Path, cells: list[str]) -> Path:
     """The folder that a table's paths are relative to. Raises DataError if none of the first files exists."""
-    folders = _near_folders(path)
-    counts = {folder: sum((folder / cell).is_file() for cell in cells[:_CHECKED_ROWS]) for folder in folders}
-    root = max(counts, key=lambda folder: counts[folder])
-    if not counts[root]:
+    split = split_of(path.parent, path.with_suffix(""))
+
+    def rank(folder: Path) -> tuple[int, bool]:
+        return sum(is_file(folder / cell) for cell in cells[:_CHECKED_ROWS]), split_of(path.parent, folder) == split
+
+    root = max(_near_folders(path), key=rank)
+    if not rank(root)[0]:
         raise DataError(f"{path}: none of its first image files exists, such as {escape(cells[0])}")
     return root
 
@@ -147,7 +160,8 @@ def _take_split_and_group(columns: _Columns, request: Request) -> None:
         name = columns.usual(words)
         if name is None or name in (request.label or ()):
             continue
-        if setting == "group" or all(parse_split_name(cell) for cell in columns.rest[name]):
+        is_split = all(parse_split_name(cell) for cell in columns.rest[name])
+        if is_split if setting == "split" else len(set(columns.rest[name])) >= _MIN_GROUPS:
             columns.notes.append(f"column {escape(name)!r} is the {setting}")
             columns.take(setting, name)
 
@@ -155,7 +169,7 @@ def _take_split_and_group(columns: _Columns, request: Request) -> None:
 def _leave_out_index(columns: _Columns, request: Request) -> None:
     """Leave out columns that only number the rows, as pandas and databases write them."""
     for name, cells in list(columns.rest.items()):
-        is_numbering = all(cell.isdigit() for cell in cells) and [int(cell) for cell in cells] in (
+        is_numbering = all(cell.isdecimal() and cell.isascii() for cell in cells) and [int(cell) for cell in cells] in (
             list(range(len(cells))),
             list(range(1, len(cells) + 1)),
         )

@@ -40,6 +40,8 @@ class Recipe:
     """The channels of the input; None for those of the images."""
     keeps_small_images: ClassVar[bool] = True
     """True if images whose shorter side is at most 40 pixels keep their size."""
+    holds_out_classes: ClassVar[bool] = False
+    """True if val and test have classes that training never shows."""
     can_use_features: ClassVar[bool] = True
     """True if the features of a network that was trained to classify serve the task."""
 
@@ -137,6 +139,7 @@ class Regress(Recipe):
 class Verify(Recipe):
     """An embedding for each image, to compare people or things that training never showed."""
 
+    holds_out_classes = True
     keeps_small_images = False
     can_use_features = False
     sides = (32, 48, 56, 64, 80, 96, 112)
@@ -225,9 +228,8 @@ class TunedDetect(Detect):
         return layers.pretrained_detector_model(pretrained.network, weights, pretrained.last_layer, pretrained.laterals)
 
     def train(self, batch: int) -> list[str]:
-        prefixes = ["st"] + (
-            ["last"] if self.pretrained.last_layer == "last" else []
-        )  # stem, stages, and a last convolution
+        # The stem, the stages, and the last convolution of a network that has one.
+        prefixes = ["st", "last"] if self.pretrained.last_layer == "last" else ["st"]
         groups = ", ".join(f"{{params: 'layers.{name}*', lr: 1.5e-4}}" for name in prefixes)
         return [
             f"optimizer: {{adamw: {{lr: 1.5e-3, weight_decay: 0.05, groups: [{groups}]}}}}",

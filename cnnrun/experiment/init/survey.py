@@ -53,9 +53,13 @@ class Survey:
         )
 
 
-def survey_source(source: Any) -> Survey:
-    """Index a source and read the headers of some training images. Raises DataError if none can be read."""
-    data = Data.model_validate({"source": source, "split": {"val": 0.0, "test": 0.0}})
+def survey_source(source: Any, has_disjoint_classes: bool = False) -> Survey:
+    """Index a source and read the headers of some training images. Raises DataError if none can be read.
+
+    `has_disjoint_classes` says that the splits have other classes, such as other people.
+    """
+    split_by = "label" if has_disjoint_classes else "image"
+    data = Data.model_validate({"source": source, "split": {"by": split_by, "val": 0.0, "test": 0.0}})
     source_index = index_source(data)
     split = source_index.contents.splits["train"]
     if isinstance(split.images, np.ndarray):

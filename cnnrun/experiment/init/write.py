@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.atomic_files import write_text
-from cnnrun.base.errors import ConfigError, escape
+from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.data.audit import audit_dataset
 from cnnrun.data.dataset import Dataset
@@ -22,6 +22,8 @@ from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES, Detect, FineTuned, FrozenFeatures, Recipe, TunedDetect
 from cnnrun.experiment.init.survey import Survey, survey_source
+from cnnrun.experiment.schema import Experiment
+from cnnrun.model.weights_file import Weights
 
 _MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better (benchmarks/README.md)
 
@@ -45,15 +47,17 @@ def write_config(
     path = out or Path(f"{reading.name}.yaml")
     if path.exists():
         raise ConfigError(f"{escape(str(path))}: already exists; choose another --out")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{escape(str(path.parent))}: no such folder; choose another --out")
     for line in (reading.describe(), *reading.notes, *reading.questions):
         say(line)
-    survey = survey_source(reading.source)
+    survey = survey_source(reading.source, RECIPES[reading.task].holds_out_classes)
     pretrained = None if from_scratch else find_pretrained(weights)
     choice = _choose_settings(RECIPES[reading.task](survey), pretrained, weights, minutes)
     dataset, findings = _audit_source(survey, choice)
     text = format_config(reading, choice, dataset, findings, minutes, path)
     experiment = parse_config(text, str(path))
-    initial_weights = load_initial_weights(experiment)
+    initial_weights = _load_weights(experiment)
     built_network = build_checked_network(experiment, dataset.facts, initial_weights)  # it must pass `cnnrun check`
     write_text(path, text)
     return {
@@ -91,6 +95,16 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
         if tuned.epochs >= FineTuned.epochs[0]:
             return tuned
     return choose(FrozenFeatures(recipe, pretrained), minutes)
+
+
+def _load_weights(experiment: Experiment) -> Weights | None:
+    """Read the weights that the config starts from. Raises CheckpointError that says how to do without."""
+    try:
+        return load_initial_weights(experiment)
+    except CheckpointError as error:
+        raise CheckpointError(
+            *error.lines, "fetch them again with `cnnrun zoo weights`, or use --from-scratch"
+        ) from None
 
 
 def _audit_source(survey: Survey, choice: Choice) -> tuple[Dataset, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnrun.base.errors import ConfigError
+from cnnrun.base.progress import say
 from cnnrun.data.settings import Fold
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.studies.training_series import RunSettings, SeriesMeasurement, check_series_possible, train_series
@@ -21,6 +22,9 @@ def train_folds(experiment: Experiment, count: int, settings: RunSettings, with_
     if experiment.train.early_stop:
         raise ConfigError("--folds: train.early_stop would let each fold choose the end of its training; remove it")
     split = experiment.data.split
+    if isinstance(split.val, Fold):
+        raise ConfigError("--folds: data.split.val names a fold itself; remove it, or leave --folds out")
+    say(f"--folds {count}: data.split.val is a fold of {count} in each run, instead of {split.val}")
     experiments = {
         number: experiment.model_copy(
             update={

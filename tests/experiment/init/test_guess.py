@@ -18,6 +18,7 @@ from cnnrun.data.settings import Data
 from cnnrun.experiment.init.guess import guess_data
 from cnnrun.experiment.init.guess_table import _find_separator
 from cnnrun.experiment.init.reading import Reading, Request
+from cnnrun.experiment.init.survey import survey_source
 from tests.support.images import save_class_folders, save_picture
 
 XML = (
@@ -325,5 +326,137 @@ def test_pictures_in_the_place_of_masks_are_refused(tmp_path):
     pictures(tmp_path / "images", 6, ".jpg")
     for name in pictures(tmp_path / "images", 6, ".jpg"):
         save_picture(tmp_path / "masks" / f"{Path(name).stem}.png", size=(40, 30))
-    with pytest.raises(DataError, match="a mask of kind RGB; masks need a grey value or a palette index"):
+    with pytest.raises(DataError, match="a mask needs grey values of 8 bits, or a palette; it has RGB"):
         read(tmp_path)
+
+
+# --- equal names in several splits ------------------------------------------------------------------------------------
+
+
+SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "test"}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("{0}/images", "{0}/masks"),
+        ("images/{0}", "masks/{0}"),
+        ("{0}", "{0}_masks"),
+        ("{0}_images", "{0}_labels"),
+        ("{0}", "{0}annot"),
+    ],
+)
+def test_images_are_paired_with_the_masks_of_their_own_split(images, masks, tmp_path):
+    for split in SPLIT_FOLDERS:
+        save_masks(tmp_path / images.format(split), tmp_path / masks.format(split), [0, 1])
+    source = read(tmp_path).source["masks"]
+    assert source["images"] == {split: str(tmp_path / images.format(split)) for split in SPLIT_FOLDERS}
+    assert source["masks"] == {split: str(tmp_path / masks.format(split)) for split in SPLIT_FOLDERS}
+
+
+@pytest.mark.parametrize("images", ["{0}", "images/{0}", "{0}2017"])
+def test_coco_files_get_the_images_of_their_own_split(images, tmp_path):
+    for split in SPLIT_FOLDERS:
+        names = pictures(tmp_path / images.format(split), 3)
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(coco(names)))
+    source = read(tmp_path).source["coco"]
+    assert source["images"] == {split: str(tmp_path / images.format(split)) for split in SPLIT_FOLDERS}
+
+
+def test_voc_files_get_the_images_of_their_own_split(tmp_path):
+    for split in SPLIT_FOLDERS:
+        for name in pictures(tmp_path / "images" / split, 3, ".jpg"):
+            xml = tmp_path / "annotations" / split / f"{Path(name).stem}.xml"
+            xml.parent.mkdir(parents=True, exist_ok=True)
+            xml.write_text(XML.format(name=name, label="dog"))
+    source = read(tmp_path).source["voc"]
+    assert source["images"] == {split: f"images/{split}" for split in SPLIT_FOLDERS}
+    assert source["annotations"] == {split: f"annotations/{split}" for split in SPLIT_FOLDERS}
+
+
+def test_a_table_gets_the_images_of_its_own_split(tmp_path):
+    for split in ("test", "train"):
+        names = pictures(tmp_path / split, 6)
+    rows = [[name, "ab"[number % 2]] for number, name in enumerate(names)]
+    table = write_table(tmp_path / "train.csv", ["image", "label"], rows)
+    assert Path(read(table).source["table"]["root"]).resolve() == tmp_path / "train"
+
+
+# --- what must not be lost or mistaken --------------------------------------------------------------------------------
+
+
+def test_a_class_in_a_single_mask_is_a_class(tmp_path):
+    save_masks(tmp_path / "images", tmp_path / "masks", [0, 1])
+    mask = np.asarray(Image.open(tmp_path / "masks" / "p3.png")).copy()
+    mask[0, 0] = 2
+    Image.fromarray(mask).save(tmp_path / "masks" / "p3.png")
+    assert read(tmp_path).source["masks"]["classes"] == ["background", "class_1", "class_2"]
+
+
+def test_masks_of_four_bits_have_the_values_that_the_source_reads(tmp_path):
+    pictures(tmp_path / "images", 4, ".jpg")
+    (tmp_path / "masks").mkdir()
+    for number in range(4):
+        Image.new("L", (40, 30), 17 * (number % 2)).save(tmp_path / "masks" / f"p{number}.png", bits=4)
+    source = read(tmp_path).source["masks"]
+    assert len(source["classes"]) == 2
+
+
+def test_the_first_row_of_a_table_of_ids_without_names_is_kept(tmp_path):
+    rows = [[name.removesuffix(".png"), "ab"[number % 2]] for number, name in enumerate(pictures(tmp_path, 10))]
+    reading = read(write_table(tmp_path / "t.csv", None, rows), None, ["column_2"])
+    index = index_source(Data.model_validate({"source": reading.source, "split": {"val": 0.0, "test": 0.0}}))
+    assert index.counts["train"] == 10
+
+
+def test_class_folders_with_words_of_masks_in_their_names_are_classes(tmp_path):
+    for name in ("kate", "joanna", "unlabeled", "segway"):
+        pictures(tmp_path / name, 4)
+    assert read(tmp_path).source == {"folder": str(tmp_path)}
+    for name in ("cat", "dog"):
+        for number in range(4):
+            save_picture(tmp_path / "twins" / name / f"{number}.jpg", seed=number)
+            save_picture(tmp_path / "twins" / name / f"{number}.png", seed=number)
+    assert read(tmp_path / "twins").task == "classify"
+
+
+def test_images_with_few_masks_are_no_classes(tmp_path):
+    pictures(tmp_path / "images", 20, ".jpg")
+    pictures(tmp_path / "masks", 5)
+    with pytest.raises(DataError, match="are named like images and masks, but too few images have a mask"):
+        read(tmp_path)
+
+
+def test_a_list_of_classes_among_labels_and_a_foreign_yaml_do_no_harm(tmp_path):
+    for name in pictures(tmp_path / "y" / "images", 4):
+        labels = tmp_path / "y" / "labels" / f"{Path(name).stem}.txt"
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "y" / "labels" / "classes.txt").write_text("cat\n")
+    assert read(tmp_path / "y").source["yolo"]["classes"] == ["cat"]
+    save_class_folders(tmp_path / "f")
+    (tmp_path / "f" / "dataset.yaml").write_text("filenames: many\n")
+    (tmp_path / "f" / "data.yaml").write_bytes(b"\xff\xfe\x00names")
+    assert read(tmp_path / "f").task == "classify"
+
+
+def test_people_of_other_splits_are_read_for_verification(tmp_path):
+    for split, people in (("train", range(6)), ("val", range(6, 9))):
+        for person in people:
+            for number in range(3):
+                save_picture(tmp_path / split / f"p{person}" / f"{number}.png", seed=10 * person + number)
+    reading = guess_data(str(tmp_path), Request("verify"))
+    assert survey_source(reading.source, has_disjoint_classes=True).class_count == 9
+
+
+def test_odd_text_does_not_end_in_a_traceback(tmp_path):
+    rows = [[name, "\u00b2", "x" * 300] for name in pictures(tmp_path, 6)]
+    with pytest.raises(DataError):
+        read(write_table(tmp_path / "t.csv", ["image", "two", "long"], rows))
+    save_class_folders(tmp_path / "f")
+    with pytest.raises(ConfigError, match="--label names columns of a table"):
+        read(tmp_path / "f", None, ["x"])
+    with pytest.raises(ConfigError, match="--label names columns of a table"):
+        guess_data("digits", Request(None, ["x"]))

@@ -120,6 +120,8 @@ def test_folds_interrupted_in_the_middle_are_resumed(tmp_path):
 def test_what_cannot_be_cross_validated_is_refused(tmp_path, run_cli):
     with pytest.raises(ConfigError, match=r"train\.early_stop would let each fold choose"):
         train_folds(tiny_experiment("train.early_stop={patience: 2}"), 3, RunSettings(tmp_path, CPU))
+    with pytest.raises(ConfigError, match=r"data\.split\.val names a fold itself"):
+        train_folds(tiny_experiment("data.split.val={fold: 1, of: 5}"), 3, RunSettings(tmp_path, CPU))
     few = save_class_folders(tmp_path / "pets")
     with pytest.raises(DataError, match="are too few for 99 folds"):
         index_source(folder_config(few, "{fold: 1, of: 99}").data)
