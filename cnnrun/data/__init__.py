@@ -17,6 +17,7 @@ __all__ = [
     "image_settings",
     "index",
     "manifest",
+    "mask_files",
     "prepare",
     "settings",
     "sources",

@@ -43,7 +43,7 @@ class LossMonitor:
         spec = learner.setup.spec
         # A sampler that changes how often each class occurs changes the loss of guessing too.
         self._guess_loss = learner.setup.task.learning.guess_loss() if spec.sampler.kind == Uniform.kind else None
-        # Epochs in a row whose loss is above that of a network that knows nothing and does not fall, and the last one's.
+        # Epochs in a row whose loss is above that of guessing and does not fall, and the last such loss.
         self._epochs_above, self._mean_above = 0, 0.0
 
     def add(self, probes: Tensor) -> None:

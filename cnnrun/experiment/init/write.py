@@ -45,10 +45,7 @@ def write_config(
         raise ConfigError(f"--task {escape(request.task)}: init writes configs for {', '.join(RECIPES)}")
     reading = guess_data(data, request)
     path = out or Path(f"{reading.name}.yaml")
-    if path.exists():
-        raise ConfigError(f"{escape(str(path))}: already exists; choose another --out")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{escape(str(path.parent))}: no such folder; choose another --out")
+    _refuse_path(path)
     for line in (reading.describe(), *reading.notes, *reading.questions):
         say(line)
     survey = survey_source(reading.source, RECIPES[reading.task].holds_out_classes)
@@ -64,16 +61,30 @@ def write_config(
         "path": str(path),
         "task": reading.task,
         "reason": reading.reason,
+        "parameters": built_network.parameter_count,
+        "weights": experiment.model.weights,
+        "frozen": experiment.train.freeze is not None,
+        **_describe_choice(choice),
+        **findings,
+    }
+
+
+def _refuse_path(path: Path) -> None:
+    """Raise ConfigError if no config can be written to `path`."""
+    if path.exists():
+        raise ConfigError(f"{escape(str(path))}: already exists; choose another --out")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{escape(str(path.parent))}: no such folder; choose another --out")
+
+
+def _describe_choice(choice: Choice) -> dict[str, Any]:
+    return {
         "size": list(choice.size),
         "channels": choice.channels,
-        "parameters": built_network.parameter_count,
         "epochs": choice.epochs,
         "batch": choice.batch,
         "images_per_second": round(choice.images_per_second),
         "minutes": round(choice.seconds / 60, 2),
-        "weights": experiment.model.weights,
-        "frozen": experiment.train.freeze is not None,
-        **findings,
     }
 
 
