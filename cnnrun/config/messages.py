@@ -45,7 +45,9 @@ def validation_problems(error: ValidationError, tree: object, root: KeyPath, pos
     details_by_path: dict[KeyPath, list[Any]] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] != "already_reported":
-            path = (*root, *detail["loc"])
+            # A validator's name in the path is no key: pydantic adds it for a branch of a union.
+            keys = (key for key in detail["loc"] if not str(key).startswith("function-"))
+            path: KeyPath = (*root, *keys)
             # Keys beyond the file's own name the branches of a union: those errors are one mistake.
             is_key_error = detail["type"] in ("missing", "unknown_key")
             written_path = path if is_key_error else path[: _existing_depth(tree, path)]

@@ -127,6 +127,8 @@ def test_what_cannot_be_cross_validated_is_refused(tmp_path, run_cli):
         index_source(folder_config(few, "{fold: 1, of: 99}").data)
     with pytest.raises(ConfigError, match="there is no fold 4 of 3"):
         folder_config(few, "{fold: 4, of: 3}")
+    with pytest.raises(ConfigError, match=r"data\.split\.val\.of: this setting is required"):
+        folder_config(few, "{fold: 4}")
     for name in ("train", "val"):
         save_class_folders(tmp_path / "divided" / name)
     with pytest.raises(DataError, match="the source has a val split of its own"):
