@@ -246,7 +246,7 @@ def _without_repeats(rows: Rows, columns: Sequence[str]) -> Rows:
     if len(first_rows) == len(rows):
         return rows
     kept = list(first_rows.values())
-    repeated = min(set(range(len(rows))) - set(kept))
+    repeated = next(i for i, first in enumerate([*kept, len(rows)]) if i != first)
     count = format_count(len(rows) - len(kept), "row is left out, because it repeats", "rows are left out: they repeat")
     say(f"{rows.location(repeated)}: {count} an earlier one")
     cells_by_column = {name: [cells[i] for i in kept] for name, cells in rows.columns.items()}

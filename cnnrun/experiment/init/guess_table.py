@@ -95,10 +95,12 @@ def _invent_names(path: Path) -> list[str] | None:
 
 
 def _names_image(path: Path, cell: str) -> bool:
-    """Return whether a cell is the name of an image file, or that of an image near the table without its suffix."""
+    """Return whether a cell is the name of an image file, or the number or id of an image beside or below the table."""
     if is_image_name(PureWindowsPath(cell).name):
         return True
-    return bool(cell) and any(is_file(folder / f"{cell}{end}") for folder in _near_folders(path) for end in SUFFIXES)
+    has_digit = any(character.isdigit() for character in cell)  # a column may be called `image`, and so may a file
+    folders = [path.parent, *subfolders(path.parent)]
+    return has_digit and any(is_file(folder / f"{cell}{end}") for folder in folders for end in SUFFIXES)
 
 
 def _take_images(columns: _Columns) -> None:

@@ -20,6 +20,7 @@ STEPS_PER_EPOCH = 20  # at least; a smaller batch makes more steps
 _MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
 _MIN_VAL_FOR_ACCURACY = 400  # on fewer images the loss tells checkpoints apart better than the accuracy
 _IMAGES_PER_PERSON, _MAX_PEOPLE_PER_BATCH = 4, 16
+_MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better (benchmarks/README.md)
 _COLOUR = {"brightness": 0.2, "contrast": 0.2}
 
 
@@ -62,6 +63,13 @@ class Recipe:
         largest = (1 - held_out) * self.survey.images / STEPS_PER_EPOCH
         return max(2, min(self.max_batch, 1 << int(math.log2(max(1.0, largest)))))
 
+    def from_weights(self, pretrained: Pretrained) -> list[Recipe]:
+        """The recipes that start from published weights, the first choice first; the last one fits any time."""
+        if not self.can_use_features:
+            return []
+        features = FrozenFeatures(self, pretrained)
+        return [FineTuned(self, pretrained), features] if self.survey.images >= _MIN_IMAGES_TO_TUNE else [features]
+
     def train(self, batch: int) -> list[str]:
         """Lines of the section `train`, without epochs, batch and monitor."""
         return [
@@ -89,7 +97,7 @@ class Recipe:
         return split | ({} if has_test or few else {"test": 0.15})
 
 
-class Classify(Recipe):
+class ClassifyRecipe(Recipe):
     """A label for each image."""
 
     def task(self, class_counts: Sequence[int]) -> str:
@@ -108,7 +116,7 @@ class Classify(Recipe):
         return "val/loss" if dataset is None or len(dataset.splits["val"]) < _MIN_VAL_FOR_ACCURACY else "val/accuracy"
 
 
-class Multilabel(Recipe):
+class MultilabelRecipe(Recipe):
     """Any number of labels for each image."""
 
     def task(self, class_counts: Sequence[int]) -> str:
@@ -118,7 +126,7 @@ class Multilabel(Recipe):
         return "val/mAP"
 
 
-class Regress(Recipe):
+class RegressRecipe(Recipe):
     """Numbers for each image; those that are the same in every image are left out."""
 
     def task(self, class_counts: Sequence[int]) -> str:
@@ -132,11 +140,10 @@ class Regress(Recipe):
         return "val/loss"
 
     def augment(self) -> tuple[dict[str, Any], str]:
-        note = "Add flip, shift, rotate or crop where a changed image keeps its numbers."
-        return dict(_COLOUR), note
+        return dict(_COLOUR), "Add flip, shift, rotate or crop where a changed image keeps its numbers."
 
 
-class Verify(Recipe):
+class VerifyRecipe(Recipe):
     """An embedding for each image, to compare people or things that training never showed."""
 
     holds_out_classes = True
@@ -174,7 +181,7 @@ class Verify(Recipe):
         return {"by": "label", "val": 0.15, "test": 0.25}
 
 
-class Detect(Recipe):
+class DetectRecipe(Recipe):
     """Boxes with labels."""
 
     keeps_small_images = False
@@ -182,7 +189,6 @@ class Detect(Recipe):
     sides: ClassVar[Sequence[int]] = (128, 160, 192, 224, 256, 320, 384, 448, 512)
     multiple = 32
     max_batch = 16
-    wanted_steps = 3000
     epochs = (60, 150)
     cost_factor = 1.5
 
@@ -191,6 +197,9 @@ class Detect(Recipe):
 
     def model(self, size: HeightWidth) -> str:
         return layers.detector_model()
+
+    def from_weights(self, pretrained: Pretrained) -> list[Recipe]:
+        return [TunedDetectRecipe(self.survey, pretrained)] if pretrained.laterals else []
 
     def train(self, batch: int) -> list[str]:
         return [
@@ -208,7 +217,7 @@ class Detect(Recipe):
         return {"flip": "horizontal", "scale": 0.2, "shift": 0.1, **colour}, note
 
 
-class TunedDetect(Detect):
+class TunedDetectRecipe(DetectRecipe):
     """Boxes with labels, by a detector on a network that starts from published weights."""
 
     sides = (160, 192, 224, 256, 320)
@@ -238,7 +247,7 @@ class TunedDetect(Detect):
         ]
 
 
-class Segment(Recipe):
+class SegmentRecipe(Recipe):
     """A class for each pixel."""
 
     keeps_small_images = False
@@ -327,12 +336,12 @@ class FrozenFeatures(FineTuned):
 
 
 RECIPES: dict[str, type[Recipe]] = {
-    "classify": Classify,
-    "multilabel": Multilabel,
-    "regress": Regress,
-    "verify": Verify,
-    "detect": Detect,
-    "segment": Segment,
+    "classify": ClassifyRecipe,
+    "multilabel": MultilabelRecipe,
+    "regress": RegressRecipe,
+    "verify": VerifyRecipe,
+    "detect": DetectRecipe,
+    "segment": SegmentRecipe,
 }
 
 

@@ -20,12 +20,10 @@ from cnnrun.experiment.init.config_text import format_config
 from cnnrun.experiment.init.guess import guess_data
 from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
-from cnnrun.experiment.init.recipes import RECIPES, Detect, FineTuned, FrozenFeatures, Recipe, TunedDetect
+from cnnrun.experiment.init.recipes import RECIPES, Recipe
 from cnnrun.experiment.init.survey import Survey, survey_source
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
-
-_MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better (benchmarks/README.md)
 
 
 def write_config(
@@ -89,23 +87,18 @@ def _describe_choice(choice: Choice) -> dict[str, Any]:
 
 
 def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path | None, minutes: float) -> Choice:
-    """Choose the settings from scratch, or from published weights if there are any and they serve the task.
+    """Choose the settings from scratch, or from published weights if there are any and the minutes allow it.
 
-    With many images the whole network is tuned, if that fits the minutes; with few only a head learns. Raises
-    ConfigError if weights were asked for that the task cannot use.
+    Raises ConfigError if weights were asked for that the task cannot use.
     """
-    if pretrained is not None and isinstance(recipe, Detect) and pretrained.laterals:
-        tuned_detector = choose(TunedDetect(recipe.survey, pretrained), minutes)
-        return tuned_detector if tuned_detector.epochs >= TunedDetect.epochs[0] else choose(recipe, minutes)
-    if pretrained is None or not recipe.can_use_features:
-        if asked:
-            raise ConfigError("--weights do not serve this task; leave it out")
-        return choose(recipe, minutes)
-    if recipe.survey.images >= _MIN_IMAGES_TO_TUNE:
-        tuned = choose(FineTuned(recipe, pretrained), minutes)
-        if tuned.epochs >= FineTuned.epochs[0]:
-            return tuned
-    return choose(FrozenFeatures(recipe, pretrained), minutes)
+    candidates = recipe.from_weights(pretrained) if pretrained else []
+    if asked and not candidates:
+        raise ConfigError("--weights do not serve this task; leave it out")
+    for candidate in candidates:
+        choice = choose(candidate, minutes)
+        if choice.epochs >= candidate.epochs[0]:
+            return choice
+    return choose(recipe, minutes)
 
 
 def _load_weights(experiment: Experiment) -> Weights | None:

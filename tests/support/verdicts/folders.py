@@ -119,6 +119,11 @@ def add_renamed_gif(root: Path) -> None:
     (root / "cat" / "3.gif").rename(root / "cat" / "3.png")
 
 
+def add_renamed_icon(root: Path) -> None:
+    Image.fromarray(pixels(1)).save(root / "cat" / "3.ico")
+    (root / "cat" / "3.ico").rename(root / "cat" / "3.png")
+
+
 def jpeg_named_png(root: Path) -> None:
     made = io.BytesIO()
     Image.fromarray(pixels(1)).save(made, "JPEG")
@@ -178,7 +183,10 @@ FOLDERS = {
         folder(write("cat/3.png", b"version https://git-lfs.github.com/spec/v1\n")), 8, "git lfs pull"
     ),
     "pictures: animated": Verdict(folder(add_animation), 8, "an animation"),
-    "pictures: a GIF called .png": Verdict(folder(add_renamed_gif), 8, "not an image"),
+    "pictures: a GIF called .png": Verdict(
+        folder(add_renamed_gif), 0, "of another format than named", finding="files that are not what their name says"
+    ),
+    "pictures: an icon called .png": Verdict(folder(add_renamed_icon), 8, "not an image"),
     "pictures: a JPEG called .png": Verdict(
         folder(jpeg_named_png), 0, "of another format than named", finding="files that are not what their name says"
     ),
