@@ -11,41 +11,44 @@ from cnnrun.base import torchrun
 from cnnrun.base.console import Output, build_table
 from cnnrun.base.counts import format_count
 from cnnrun.base.durations import format_duration
-from cnnrun.base.errors import escape
+from cnnrun.base.errors import ConfigError, escape
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
+
+Resume = Annotated[bool, typer.Option("--resume", help="Resume this config's newest unfinished run.")]
+StrictResume = Annotated[
+    bool,
+    typer.Option(
+        "--strict-resume", help="Like --resume, but fail if the result could differ from an uninterrupted run."
+    ),
+]
+Extend = Annotated[
+    Path | None, typer.Option(help="Go on from this finished run, with more train.epochs.", metavar="RUN")
+]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Train this many runs with different seeds, and summarize them.")
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(min=2, max=100, help="Cross-validate: train this many runs, each measured on another fold."),
+]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the run after training.")]
 
 
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume this config's newest unfinished run.")] = False,
-    strict_resume: Annotated[
-        bool,
-        typer.Option(
-            "--strict-resume", help="Like --resume, but fail if the result could differ from an uninterrupted run."
-        ),
-    ] = False,
-    extend: Annotated[
-        Path | None,
-        typer.Option(help="Go on from this finished run, with more train.epochs.", metavar="RUN"),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Train this many runs with different seeds, and summarize them.")
-    ] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(min=2, max=100, help="Cross-validate: train this many runs, each measured on another fold."),
-    ] = None,
-    page: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write report.html into the run after training.")
-    ] = True,
+    resume: Resume = False,
+    strict_resume: StrictResume = False,
+    extend: Extend = None,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    page: Report = True,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
     from cnnrun.base.device import choose_device
-    from cnnrun.base.errors import ConfigError
     from cnnrun.experiment.config_file import read_config
 
     if (extend is not None) + (seeds is not None) + (folds is not None) > 1:

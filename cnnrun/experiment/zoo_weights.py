@@ -74,7 +74,7 @@ def _read_entry(network: str, entry: Any) -> PublishedWeights:
 
 
 def weights_path(network: str) -> Path | None:
-    """Where the fetched weights of a zoo network are kept; None if the user has no cache folder."""
+    """Path of the fetched weights of a zoo network in the user's cache; None if the user has no cache folder."""
     folder = user_cache_folder()
     return folder / "weights" / f"{network}.safetensors" if folder else None
 

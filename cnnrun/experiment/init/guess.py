@@ -86,7 +86,7 @@ def _guess_folder(path: Path, request: Request) -> Reading:
 
 def _json_files(path: Path) -> list[Path]:
     """JSON files that may be annotations: in the folder, and in the folders within it."""
-    return sorted([*path.glob("*.json"), *path.glob("*/*.json"), *path.glob("*/.json")])
+    return sorted([*path.glob("*.json"), *path.glob("*/*.json")])
 
 
 def _guess_idx(path: Path, entries: list[Path]) -> Reading | None:
@@ -172,7 +172,7 @@ def _guess_only_table(path: Path, entries: list[Path], request: Request) -> Read
 
 
 def _guess_within_only_folder(entries: list[Path], request: Request) -> Reading | None:
-    """What an unpacked archive holds: a folder with all the images, beside files that have none."""
+    """Read the only folder with images, as an unpacked archive has it, beside files that are none."""
     folders = [entry for entry in entries if entry.is_dir() and _has_images(entry)]
     if len(folders) != 1 or any(is_image_name(entry.name) for entry in entries):
         return None

@@ -1,4 +1,4 @@
-"""How `init` reads data: its source and task with the reason, and what its user asked for."""
+"""Readings of data by `init`: source, task and reason; and requests of its user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnnrun.tasks import TaskUnion
 
 @dataclass(frozen=True)
 class Reading:
-    """What data is read as: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
+    """A reading of data: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
 
     `notes` say what was found on the way, `questions` what else the data may be.
     """
@@ -38,7 +38,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user says about the data: the task, and the columns of its targets; None where nothing is said."""
+    """Statements of the user about the data: the task and the columns of its targets; None where nothing is said."""
 
     task: str | None = None
     label: Sequence[str] | None = None

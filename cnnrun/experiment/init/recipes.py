@@ -1,4 +1,4 @@
-"""What `init` writes for each task: network, image sizes, augmentation and training, each as it was measured.
+"""Recipes for the configs of each task: network, image sizes, augmentation and training, each as it was measured.
 
 The networks from scratch and their settings are those of the shipped configs (configs/), whose headers state scores.
 """

@@ -26,7 +26,7 @@ from cnnrun.training.run_records import CHECKPOINTS, read_facts
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where and how runs are trained: their folder, the device, and whether they resume, strictly or not."""
+    """Settings of all runs: their folder, the device, and whether they resume, strictly or not."""
 
     runs: Path
     device: torch.device
@@ -36,7 +36,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class SeriesMeasurement:
-    """What is measured of each run: a split (by default test, or else val), by its best or its last checkpoint.
+    """The measurement of each run: on a split (by default test, or else val), by its best or its last checkpoint.
 
     `variance_factor` times the variance of the runs' metrics is that of their mean; by default one over their number.
     """
