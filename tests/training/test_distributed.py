@@ -579,6 +579,10 @@ def steps_saved_when_torchrun_is_killed(root: Path) -> int:
     root.mkdir()
     process = start_training(root, more=", timeout: 10")
     ranks = ranks_of(process)
+    log = root / "runs" / "tiny" / "1" / "metrics.jsonl"
+    wait_for(
+        lambda: log.exists() and log.stat().st_size > 0
+    )  # val is measured: a signal before ends at the epoch's end
     process.send_signal(signal.SIGKILL)
     process.wait()
     try:
