@@ -37,11 +37,11 @@ from cnnrun.base.process_settings import keep_freed_memory
 from cnnrun.base.progress import progress_bar
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
+from cnnrun.data.image_stores import MemoryStore
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.idx import Idx
-from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches
 from cnnrun.model.network import Normalize
 

@@ -10,6 +10,7 @@ __all__ = [
     "figure",
     "layer",
     "objects",
+    "pixels",
     "prediction",
     "results",
     "source",

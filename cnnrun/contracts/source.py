@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,13 @@ ClassNames = Annotated[list[str], AfterValidator(_check_distinct)]
 
 @dataclass(frozen=True)
 class Split:
-    """Undecoded samples: image files, or images in memory as uint8 [N, H, W, C], with one row of targets each.
+    """Undecoded samples: image files, or arrays of uint8 or uint16 [N, H, W, C], with one row of targets each.
 
     `origin` names the source in messages about images that have no file. Samples of one group (a patient, a camera, a
     session) must all be in the same split.
     """
 
-    images: Files | Members | NDArray[np.uint8]
+    images: Files | Members | NDArray[Any]
     targets: dict[str, Tensor]
     origin: str = "image"
     groups: Tensor | None = None

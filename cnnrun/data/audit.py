@@ -20,7 +20,7 @@ from cnnrun.data.class_names import implausible_class_names, quote_names, simila
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.decode import Decoder, start_threads
 from cnnrun.data.duplicates import SampleTable
-from cnnrun.data.image_records import RECORD
+from cnnrun.data.image_records import record_dtype
 from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import many_classes_warning
 from cnnrun.data.leakage import build_sample_table, describe_sample, find_differing_boxes
@@ -128,7 +128,7 @@ def _collect_records(data: Data, dataset: Dataset, progress: ProgressBar) -> NDA
             parts.append(np.array(stored.records()[rows]))
             continue
         decoder = Decoder(examples.source, dataset.facts.image_shape, data.image, None)
-        records = np.zeros(len(rows), RECORD)
+        records = np.zeros(len(rows), record_dtype(dataset.facts.image_shape[0]))
         with start_threads(processor_count()) as parallel_map, progress(f"looking at {name}", len(rows)) as advance:
             block_size = images_per_block(int(np.prod(dataset.facts.image_shape)))
             for first in range(0, len(rows), block_size):

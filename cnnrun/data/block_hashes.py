@@ -53,10 +53,10 @@ def expected_pixel_hashes(records: NDArray[Any], problems: Mapping[int, str], im
     return hashes
 
 
-def has_changed(pixels: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Compare images, uint8 [n, ...], with their hashes: bool [n], True where the pixels have changed."""
+def has_changed(pixels: NDArray[Any], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Compare images [n, ...] with their hashes: bool [n], True where the pixels have changed."""
     size = pixels.nbytes // max(1, len(pixels))
-    view = pixels.reshape(-1).data
+    view = pixels.reshape(-1).view(np.uint8).data
     actual = [digest(view[first : first + size]) for first in range(0, pixels.nbytes, size)]
     return np.not_equal(np.array(actual, np.uint64), hashes)
 

@@ -1,6 +1,6 @@
 """One split's folder in the cache: its images are decoded into it once, and verified each time it is used again.
 
-    pixels.u8      uint8 [N, C, H, W]; absent if images are decoded at each use
+    pixels.u8      uint8 [N, C, H, W], or pixels.u16 for 16 bits; absent if images are decoded at each use
     records        a row for each image: size, format, statistics and a hash of its pixels (image_records.py)
     problems.jsonl the reasons that bad images cannot be decoded
     progress       a hash for each block's records and problems, zeros until the block is on the disk; a killed build
@@ -32,6 +32,7 @@ from cnnrun.base.locks import hold_lock
 from cnnrun.base.ownership import check_ownership
 from cnnrun.base.progress import say
 from cnnrun.contracts.layer import Shape
+from cnnrun.contracts.pixels import EIGHT_BITS, PixelFormat
 from cnnrun.data.block_hashes import (
     HASH_BYTES,
     block_hash,
@@ -43,7 +44,7 @@ from cnnrun.data.block_hashes import (
 )
 from cnnrun.data.cache import LOCK_FILE, SEAL_FILE, ProgressBar, images_per_block, read_json
 from cnnrun.data.decode import DecodedBlock, Decoder, ParallelMap
-from cnnrun.data.image_records import RECORD
+from cnnrun.data.image_records import record_dtype
 
 SYNC_BYTES = 64 << 20  # pixels decoded between two syncs: the work that a kill or a power cut can lose
 _OWN_FOLDER_ADVICE = "give data.cache_dir a folder of your own"
@@ -53,16 +54,30 @@ _BLOCKS_PER_UPDATE = 32  # blocks verified between two updates of the progress b
 class CacheEntry:
     """One split's folder in the cache. With `verify` all its pixels are checked before they are used."""
 
-    def __init__(self, path: Path, count: int, shape: Shape, *, keep_pixels: bool, verify: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        count: int,
+        shape: Shape,
+        pixel_format: PixelFormat = EIGHT_BITS,
+        *,
+        keep_pixels: bool,
+        verify: bool = False,
+    ) -> None:
         self.path, self.count, self.shape, self.keep_pixels = path, count, shape, keep_pixels
-        self._verify, self._image_bytes = verify and keep_pixels, int(np.prod(shape))
+        self.pixels_path = path / f"pixels.u{8 * pixel_format.dtype.itemsize}"
+        self._verify, self._record_dtype = verify and keep_pixels, record_dtype(shape[0])
+        self._image_bytes = int(np.prod(shape)) * pixel_format.dtype.itemsize
 
     def is_complete(self) -> bool:
         """Return whether all files have their full size. Raises StorageError if other users may write the folder."""
         check_ownership(self.path, _OWN_FOLDER_ADVICE)
-        if not (self.path / SEAL_FILE).exists() or _file_size(self.path / "records") != self.count * RECORD.itemsize:
+        if (
+            not (self.path / SEAL_FILE).exists()
+            or _file_size(self.path / "records") != self.count * self._record_dtype.itemsize
+        ):
             return False
-        return not self.keep_pixels or _file_size(self.path / "pixels.u8") == self.count * self._image_bytes
+        return not self.keep_pixels or _file_size(self.pixels_path) == self.count * self._image_bytes
 
     def build(
         self, decoder: Decoder, description: dict[str, Any], parallel_map: ParallelMap, progress: ProgressBar
@@ -161,7 +176,7 @@ class CacheEntry:
 
     def _open_files(self, description: dict[str, Any]) -> dict[str, int]:
         """Open the entry's files for writing: descriptors by name. An unfinished build of the same plan is resumed."""
-        names = [*(["pixels.u8"] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
+        names = [*([self.pixels_path.name] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
         plan = {
             "key": self.path.name,
             "count": self.count,
@@ -170,14 +185,14 @@ class CacheEntry:
         }
         plan |= description | {"files": names, "blocks": self._block_count()}
         sizes = {
-            "pixels.u8": self.count * self._image_bytes,
-            "records": self.count * RECORD.itemsize,
+            self.pixels_path.name: self.count * self._image_bytes,
+            "records": self.count * self._record_dtype.itemsize,
             "progress": self._block_count() * HASH_BYTES,
         }
         sizes = {name: size for name, size in sizes.items() if name in names}
         has_full_sizes = all(_file_size(self.path / name) == size for name, size in sizes.items())
         if read_json(self.path / "plan.json") != plan or not has_full_sizes:
-            for name in ("progress", "pixels.u8", "records", "problems.jsonl"):
+            for name in ("progress", self.pixels_path.name, "records", "problems.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             _write_json(self.path / "plan.json", plan)
         files = {name: os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600) for name in names}
@@ -243,7 +258,7 @@ class CacheEntry:
         if not self.keep_pixels:
             return False
         pixels = np.empty((len(rows), self._image_bytes), np.uint8)
-        with (self.path / "pixels.u8").open("rb", buffering=0) as file:
+        with self.pixels_path.open("rb", buffering=0) as file:
             file.seek(rows.start * self._image_bytes)
             is_full = file.readinto(pixels.data.cast("B")) == pixels.nbytes
         return not is_full or bool(has_changed(pixels, hashes[rows.start : rows.stop]).any())
@@ -255,18 +270,18 @@ class CacheEntry:
     def _write_block(self, files: dict[str, int], first: int, decoded: DecodedBlock) -> NDArray[np.uint8]:
         """Write a block that begins with image `first`; returns its hash."""
         if self.keep_pixels:
-            _write_all(files["pixels.u8"], decoded.pixels.data, first * self._image_bytes)
-        _write_all(files["records"], decoded.records.data, first * RECORD.itemsize)
+            _write_all(files[self.pixels_path.name], decoded.pixels.data, first * self._image_bytes)
+        _write_all(files["records"], decoded.records.data, first * self._record_dtype.itemsize)
         os.lseek(files["problems.jsonl"], 0, os.SEEK_END)
         os.write(files["problems.jsonl"], problem_lines(decoded.problems))
         return block_hash(decoded.records, decoded.problems)
 
     def open_records(self) -> Callable[[], NDArray[Any]]:
-        """Open the records file. Calling the result gives its rows, one of RECORD per image; copy rows that you keep.
+        """Open the records file. Calling the result gives its rows, one per image; copy rows that you keep.
 
         It works after the folder is removed.
         """
-        return RecordsFile(self.path / "records")
+        return RecordsFile(self.path / "records", self._record_dtype)
 
     def problems(self) -> dict[int, str]:
         """The reason that each bad image cannot be decoded, by its index."""
@@ -277,12 +292,13 @@ class CacheEntry:
 class RecordsFile:
     """The open records file of an entry. It stays readable if the entry is removed from the cache."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
 
     def __call__(self) -> NDArray[Any]:
-        return np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), RECORD)
+        return np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), self._dtype)
 
 
 def _print_on_any_rank(line: str) -> None:

@@ -14,8 +14,9 @@ from cnnrun.base.errors import escape
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.source import BadBox, Masks, Split
+from cnnrun.data.image_stores import ImageStore
 from cnnrun.data.masks import find_shown_classes
-from cnnrun.data.storage import ImageStore, StoredSplit
+from cnnrun.data.storage import StoredSplit
 from cnnrun.data.targets import count_classes, flatten_targets, target_codes
 
 

@@ -16,10 +16,11 @@ from cnnrun.base.error_lines import join_names, truncate_lines
 from cnnrun.base.errors import DataError, NoAnswerError, UnreadableFileError
 from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.layer import HeightWidth, Shape
+from cnnrun.contracts.pixels import EIGHT_BITS
 from cnnrun.contracts.source import Masks, Split
 from cnnrun.data.image_files import decode_image, image_errors, image_from_pixels, read_image_bytes
 from cnnrun.data.image_geometry import DecodedImage, fit_image
-from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
+from cnnrun.data.image_records import fill_pixel_sums, fill_record, record_dtype
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.mask_files import decode_mask, fit_mask
 
@@ -88,9 +89,9 @@ def start_threads(workers: int, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Pa
 
 @dataclass(frozen=True)
 class DecodedBlock:
-    """Decoded images: uint8 [n, C, H, W], their records, and the problems of bad images, whose pixels are black."""
+    """Decoded images [n, C, H, W], their records, and the problems of bad images, whose pixels are black."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     records: NDArray[Any]
     problems: dict[int, str]
 
@@ -105,21 +106,27 @@ class Decoder:
         self, split: Split | Masks, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
     ) -> None:
         self.split, self.shape, self.image_settings, self._listing = split, shape, image_settings, listing
+        self.pixel_format = EIGHT_BITS if isinstance(split, Masks) else image_settings.pixel_format
         self._size: HeightWidth = (shape[1], shape[2])
         self._row_by_thread: dict[int, int] = {}  # the image that each thread decodes now
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def decode_one(self, index: int) -> NDArray[np.uint8]:
-        """Decode image `index` to uint8 [C, H, W]. Raises DataError with its name if it cannot be used."""
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of a decoded image."""
+        return int(np.prod(self.shape)) * self.pixel_format.dtype.itemsize
+
+    def decode_one(self, index: int) -> NDArray[Any]:
+        """Decode image `index` to [C, H, W]. Raises DataError with its name if it cannot be used."""
         return self._decode_in_thread(index, self.split.sample_name(index))[0]
 
     def rows_being_read(self) -> list[int]:
         """The indices of the images that threads are reading now, sorted."""
         return sorted(self._row_by_thread.values())
 
-    def _decode_in_thread(self, index: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+    def _decode_in_thread(self, index: int, name: str) -> tuple[NDArray[Any], bytes, DecodedImage]:
         thread = threading.get_ident()
         self._row_by_thread[thread] = index
         try:
@@ -127,12 +134,12 @@ class Decoder:
         finally:
             del self._row_by_thread[thread]
 
-    def _decode(self, index: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+    def _decode(self, index: int, name: str) -> tuple[NDArray[Any], bytes, DecodedImage]:
         """The fitted pixels [C, H, W], the file's bytes (none for an array), and the decoded image."""
         images = self.split.images
         with image_errors(name):
             if isinstance(images, np.ndarray):
-                data, decoded = b"", image_from_pixels(images[index], self.shape[0])
+                data, decoded = b"", image_from_pixels(images[index], self.shape[0], self.image_settings)
             else:
                 data = read_image_bytes(name if isinstance(images, Files) else images[index], self._expected(index))
                 decoded = self._decode_bytes(data)
@@ -155,22 +162,23 @@ class Decoder:
         Raises UnreadableFileError for files that cannot be read now, such as on a disk that fails.
         """
         unreadable: list[str] = []
-        block = DecodedBlock(np.zeros((len(indices), *self.shape), np.uint8), np.zeros(len(indices), RECORD), {})
+        pixels = np.zeros((len(indices), *self.shape), self.pixel_format.dtype)
+        block = DecodedBlock(pixels, np.zeros(len(indices), record_dtype(self.shape[0])), {})
 
         def decode(first: int) -> None:
             for position in range(first, min(first + _IMAGES_PER_TASK, len(indices))):
                 index = int(indices[position])
                 name = self.split.sample_name(index)
                 try:
-                    pixels, data, decoded = self._decode_in_thread(index, name)
+                    image, data, decoded = self._decode_in_thread(index, name)
                 except UnreadableFileError as error:
                     unreadable.append(str(error))
                     continue
                 except DataError as error:
                     block.problems[index] = str(error)
                     continue
-                block.pixels[position] = pixels
-                fill_record(block.records[position], name, data, decoded, pixels)
+                block.pixels[position] = image
+                fill_record(block.records[position], name, data, decoded, image)
 
         self._run_tasks(parallel_map, decode, len(indices))
         if unreadable:
@@ -178,9 +186,9 @@ class Decoder:
         fill_pixel_sums(block.records, block.pixels)
         return block
 
-    def decode_batch(self, indices: NDArray[np.int64], parallel_map: ParallelMap) -> NDArray[np.uint8]:
-        """Decode images to uint8 [n, C, H, W]. Raises DataError with the names and problems of the bad ones."""
-        pixels = np.empty((len(indices), *self.shape), np.uint8)
+    def decode_batch(self, indices: NDArray[np.int64], parallel_map: ParallelMap) -> NDArray[Any]:
+        """Decode images to [n, C, H, W]. Raises DataError with the names and problems of the bad ones."""
+        pixels = np.empty((len(indices), *self.shape), self.pixel_format.dtype)
         problems: list[str] = []
 
         def decode(first: int) -> None:

@@ -3,7 +3,8 @@
 JPEG, PNG, BMP, WEBP, PGM/PPM, TIFF, AVIF and GIF are accepted, and HEIC with the package pi-heif, by content and not by
 name. EXIF rotation is applied, transparency is laid over `background`, 16-bit grey is scaled by 1/257, and CMYK,
 palette, 1-bit and grey images are converted. Pixels without an agreed range (32-bit, float), animations and files of
-several pages are refused. Images are decoded to the end, so that truncated files are found.
+several pages are refused. Images of other channels than 1 and 3, and those that keep 16 bits, are read as planes
+(image_planes.py). Images are decoded to the end, so that truncated files are found.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import stat
 import struct
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cnnrun.base.errors import DataError, UnreadableFileError, escape
 from cnnrun.base.extras import missing_package
@@ -41,6 +44,21 @@ from cnnrun.data.image_geometry import (
     turn_upright,
     upright_size,
 )
+from cnnrun.data.image_planes import (
+    Planes,
+    PlanesHeader,
+    decode_planes,
+    has_deep_colour,
+    is_npy,
+    is_read_whole,
+    is_tiff,
+    planes_of_image,
+    read_npy_planes,
+    read_npy_shape,
+    read_png_planes,
+    read_tiff_planes,
+    read_tiff_shape,
+)
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "AVIF", "GIF"]
@@ -55,8 +73,10 @@ FORMAT_SUFFIXES = {
     "AVIF": (".avif",),
     "GIF": (".gif",),
     "HEIF": (".heic", ".heif"),
+    "NPY": (".npy",),
 }
 SUFFIXES = {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
+_ARRAY_SUFFIX = ".npy"
 SUFFIX_LIST = ", ".join(sorted(SUFFIXES))
 MAX_BYTES = 64 << 20
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
@@ -72,10 +92,20 @@ def is_image_name(name: str) -> bool:
     return not is_hidden_or_system_name(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
-def load_with_view(
-    path: Path, size: HeightWidth, channels: int, settings: ImageSettings
-) -> tuple[NDArray[np.uint8], View]:
-    """Read an image file as uint8 [H, W, C], and its `View` in the network's input.
+def choose_images(names: Iterable[str]) -> list[str]:
+    """The image files among names or paths. NumPy arrays, which may hold anything, are images only beside no others."""
+    images = [name for name in names if is_image_name(os.path.basename(name))]  # noqa: PTH119
+    return [name for name in images if not name.lower().endswith(_ARRAY_SUFFIX)] or images
+
+
+def to_network_batch(images_HWC: Sequence[NDArray[Any]], settings: ImageSettings, device: torch.device) -> Tensor:
+    """Stack fitted images to pixel values 0..255, float32 [B, C, H, W], on a device."""
+    pixels = torch.from_numpy(np.stack(images_HWC)).to(device).permute(0, 3, 1, 2)
+    return settings.pixel_format.to_network(pixels).float()
+
+
+def load_with_view(path: Path, size: HeightWidth, channels: int, settings: ImageSettings) -> tuple[NDArray[Any], View]:
+    """Read an image file as [H, W, C] of its pixel format, and its `View` in the network's input.
 
     Raises DataError with the file's name and the problem.
     """
@@ -102,6 +132,11 @@ def decode_image(data: bytes, channels: int, settings: ImageSettings, size: Heig
 
     With `size`, the network's input, a JPEG that is much larger is made smaller while it is decoded.
     """
+    if settings.pixel_format.is_deep or channels not in (1, 3) or not _is_known_to_pillow(data):
+        planes = _read_planes(data, channels, settings)
+        stored_size = planes.pixels_HWP.shape[:2]
+        original_size = stored_size[::-1] if planes.orientation > 4 else stored_size
+        return decode_planes(planes, channels, settings.pixel_format, settings.background, original_size)
     with open_image(data, settings) as (image, orientation):
         original_size = upright_size(image, orientation)
         box = scale_while_decoding(image, orientation, size, settings) if size else None
@@ -110,20 +145,30 @@ def decode_image(data: bytes, channels: int, settings: ImageSettings, size: Heig
         peak = int(np.asarray(image).max()) if is_16_bit else 0
         opaque = _lay_over_background(turn_upright(_to_eight_bits(image, is_16_bit), orientation), settings.background)
         converted = opaque.convert("L" if channels == 1 else "RGB")
-        return DecodedImage(converted, original_size, image.format, image.mode, orientation, peak, box)
+        return DecodedImage((converted,), original_size, image.format, image.mode, orientation, peak, box)
 
 
-def read_image_header(data: bytes) -> tuple[HeightWidth, bool]:
-    """Height and width of the upright image, and True if it is grey. Call it within `image_errors`."""
+def read_image_header(data: bytes) -> PlanesHeader:
+    """Size, channels and bits of an image, of which grey images have one channel. Call it within `image_errors`."""
+    if is_npy(data):
+        return read_npy_shape(data)
+    if not _is_known_to_pillow(data):
+        return read_tiff_shape(data)
     with _pillow().open(BytesIO(data), formats=_known_formats()) as image:
+        if image.format == "TIFF" and not is_read_whole(image):
+            return read_tiff_shape(data)
         is_grey = image.mode in _GREY_MODES or _is_16_bit_pgm(image)
-        return upright_size(image, _read_orientation(image)), is_grey
+        is_deep = image.mode.startswith("I") or has_deep_colour(data)
+        return PlanesHeader(upright_size(image, _read_orientation(image)), 1 if is_grey else 3, is_deep)
 
 
-def image_from_pixels(pixels: NDArray[np.uint8], channels: int) -> DecodedImage:
-    """Make a `DecodedImage` of pixels [H, W, C] that are in memory already."""
+def image_from_pixels(pixels: NDArray[Any], channels: int, settings: ImageSettings) -> DecodedImage:
+    """Make a `DecodedImage` of pixels [H, W, C], uint8 or uint16, that are in memory already."""
+    size = (pixels.shape[0], pixels.shape[1])
+    if settings.pixel_format.is_deep or pixels.dtype != np.uint8 or {channels, pixels.shape[2]} - {1, 3}:
+        return decode_planes(Planes(pixels, "", ""), channels, settings.pixel_format, settings.background, size)
     image = _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return DecodedImage(image.convert("L" if channels == 1 else "RGB"), pixels.shape[:2], "", image.mode, 1)
+    return DecodedImage((image.convert("L" if channels == 1 else "RGB"),), size, "", image.mode, 1)
 
 
 def read_image_bytes(item: Path | str | Member, expected: tuple[int, int] | None = None) -> bytes:
@@ -194,6 +239,32 @@ def image_errors(name: str) -> Iterator[None]:
         raise data_error(f"cannot be decoded: {escape(str(error))}") from None
     except (*_DECODER_ERRORS, EOFError, struct.error) as error:
         raise data_error(f"cannot be decoded: {escape(str(error))}") from None
+
+
+def _read_planes(data: bytes, channels: int, settings: ImageSettings) -> Planes:
+    """Read an image file with all its channels and bits."""
+    if is_npy(data):
+        return read_npy_planes(data, channels)
+    if not _is_known_to_pillow(data):
+        return read_tiff_planes(data)
+    with _pillow().open(BytesIO(data), formats=_known_formats()) as image:
+        if image.format == "TIFF" and not is_read_whole(image):
+            return read_tiff_planes(data)
+        _check_header(image, settings)
+        image.load()
+        orientation = _read_orientation(image)
+        return read_png_planes(data, orientation) if has_deep_colour(data) else planes_of_image(image, orientation)
+
+
+def _is_known_to_pillow(data: bytes) -> bool:
+    """Return whether a file is no NumPy array, and no TIFF file of channels that Pillow does not know."""
+    if not is_tiff(data):
+        return not is_npy(data)
+    try:
+        with _pillow().open(BytesIO(data), formats=_known_formats()):
+            return True
+    except _pillow().UnidentifiedImageError:
+        return False
 
 
 def _recognize_content(data: bytes) -> str | None:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cnnrun.contracts.layer import HeightWidth
+from cnnrun.contracts.pixels import EIGHT_BITS, PixelFormat
 from cnnrun.contracts.results import View
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
 
@@ -27,18 +30,26 @@ Box = tuple[float, float, float, float]
 class DecodedImage:
     """A decoded image: upright, over the background, in the network's channels.
 
-    `size` is the file's height and width, upright. If the decoder made `pillow_image` smaller, `box` (left, upper,
+    `pillow_images` is one image of 8 bits, grey or RGB; for other channels, and for 16 bits, it is an image for each
+    channel. `size` is the file's height and width, upright. If the decoder made the image smaller, `box` (left, upper,
     right, lower) is the part of it that the original covers. `orientation` is EXIF's value, 0 if EXIF cannot be read.
     `peak` is the largest value of a 16-bit image, else 0.
     """
 
-    pillow_image: Any
+    pillow_images: tuple[Any, ...]
     size: HeightWidth
     format: str
     mode: str
     orientation: int
     peak: int = 0
     box: Box | None = None
+    pixel_format: PixelFormat = EIGHT_BITS
+
+    def values(self) -> Tensor:
+        """The pixel values 0..255 at the decoded size, float32 [C, H, W]."""
+        pixels = np.stack([np.asarray(image) for image in self.pillow_images])
+        pixels_CHW = pixels[0].transpose(2, 0, 1) if pixels.ndim == 4 else pixels
+        return torch.from_numpy(np.ascontiguousarray(pixels_CHW)).float() / self.pixel_format.levels_per_grey
 
 
 def is_orientation(value: Any) -> bool:
@@ -80,19 +91,28 @@ def scale_while_decoding(image: Any, orientation: int, size: HeightWidth, settin
     return left, top, left + width, top + height
 
 
-def fit_image(decoded: DecodedImage, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
-    """Fit an image to the network's input: uint8 [H, W, C]."""
-    pixels: NDArray[np.uint8] = np.asarray(resize_to_fit(decoded, size, settings), dtype=np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+def fit_image(decoded: DecodedImage, size: HeightWidth, settings: ImageSettings) -> NDArray[Any]:
+    """Fit an image to the network's input: [H, W, C] of its pixel format."""
+    fitted = [np.asarray(image) for image in resize_to_fit(decoded, size, settings)]
+    pixels: NDArray[Any] = fitted[0] if fitted[0].ndim == 3 else np.stack(fitted, 2)
+    if pixels.dtype.kind == "f":  # 16 bits, of which Pillow resizes every value only as floating-point numbers
+        pixels = np.rint(pixels)
+    return pixels.astype(decoded.pixel_format.dtype, copy=False)
 
 
 def resize_to_fit(
     decoded: DecodedImage, size: HeightWidth, settings: ImageSettings, resampling: int | None = None
+) -> list[Any]:
+    """Fit an image's Pillow images to `size`, bilinear by default."""
+    return [_resize(image, decoded, size, settings, resampling) for image in decoded.pillow_images]
+
+
+def _resize(
+    image: Any, decoded: DecodedImage, size: HeightWidth, settings: ImageSettings, resampling: int | None
 ) -> Any:
-    """Fit an image to `size`, bilinear by default; returns a Pillow image."""
     from PIL import Image as Pil
 
-    image, (height, width) = decoded.pillow_image, size
+    height, width = size
     (new_height, new_width), (top, left) = _place(decoded.size, size, settings)
     if image.size != (new_width, new_height):
         resampling = Pil.Resampling.BILINEAR if resampling is None else resampling
@@ -101,7 +121,11 @@ def resize_to_fit(
         return image.crop((-left, -top, width - left, height - top))
     if image.size == (width, height):
         return image
-    colour = settings.background if image.mode == "L" else (settings.background,) * 3
+    colour: Any = {
+        "L": settings.background,
+        "RGB": (settings.background,) * 3,
+        "F": settings.background * decoded.pixel_format.levels_per_grey,
+    }[image.mode]
     padded = Pil.new(image.mode, (width, height), colour)
     padded.paste(image, (left, top))
     return padded

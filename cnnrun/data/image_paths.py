@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
-from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
+from cnnrun.data.image_files import SUFFIX_LIST, choose_images
 
 
 def list_images(paths: Sequence[Path]) -> Iterator[Path]:
@@ -23,11 +23,10 @@ def list_images(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _find_images(folder: Path) -> list[Path]:
-    def is_image(path: Path) -> bool:
-        is_visible = not any(map(is_hidden_or_system_name, path.relative_to(folder).parts))
-        return is_visible and is_image_name(path.name) and path.is_file()
+    def is_visible_file(path: Path) -> bool:
+        return not any(map(is_hidden_or_system_name, path.relative_to(folder).parts)) and path.is_file()
 
-    images = sorted(path for path in folder.rglob("*") if is_image(path))
+    images = sorted(map(Path, choose_images(str(path) for path in folder.rglob("*") if is_visible_file(path))))
     if not images:
         raise DataError(f"{escape(str(folder))}: no images ({SUFFIX_LIST})")
     return images

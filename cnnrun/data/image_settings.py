@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cnnrun.config.spec import SizePair, Spec
 from cnnrun.contracts.layer import HeightWidth
+from cnnrun.contracts.pixels import EIGHT_BITS, MAX_WHITE, PixelFormat
 
 MAX_PIXELS = 50_000_000
 
-Channels = Literal[1, 3]
+MAX_CHANNELS = 256
+
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 class ImageSettings(Spec):
@@ -20,7 +23,13 @@ class ImageSettings(Spec):
     size: SizePair | None = None
     """Height and width in pixels; by default those of the source, if all its images have the same size."""
     channels: Channels | None = None
-    """1 for grey, 3 for colour; by default those of the source."""
+    """1 for grey, 3 for colour, others for images that have just so many, such as those of a satellite; by default \
+those of the source."""
+    bits: Literal[8, 16] = 8
+    """`16` keeps the levels of 16-bit files; with `8` they are reduced to 256."""
+    white: int | None = Field(None, ge=256, le=MAX_WHITE)
+    """With `bits: 16`, the largest value of a pixel, which the network takes as 255: 4095 for a camera of 12 bits. \
+By default 65535. Files with larger values are refused."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     """For images of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
     crop_pct: float = Field(1.0, gt=0, le=1)
@@ -33,6 +42,17 @@ class ImageSettings(Spec):
     """The mean to subtract from each channel (pixel values 0..255); by default measured on the training split."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
     """The standard deviation to divide each channel by; by default measured on the training split."""
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Format of the decoded pixels."""
+        return PixelFormat(self.white or MAX_WHITE) if self.bits == 16 else EIGHT_BITS
+
+    @model_validator(mode="after")
+    def _check_white(self) -> Self:
+        if self.white is not None and self.bits != 16:
+            raise ValueError("white is for images that are kept at 16 bits; add `bits: 16` or remove it")
+        return self
 
     @field_validator("size")
     @classmethod

@@ -41,7 +41,7 @@ def decode_mask(data: bytes, class_of_value: Sequence[int], settings: ImageSetti
                 f"the mask has the value {value}, which is neither in source.masks.values nor in ignore"
             )
         size = upright_size(image, orientation)
-        return DecodedImage(Pil.fromarray(classes), size, image.format, image.mode, orientation)
+        return DecodedImage((Pil.fromarray(classes),), size, image.format, image.mode, orientation)
 
 
 def fit_mask(decoded: DecodedImage, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
@@ -49,4 +49,5 @@ def fit_mask(decoded: DecodedImage, size: HeightWidth, settings: ImageSettings) 
     from PIL import Image as Pil
 
     ignoring = settings.model_copy(update={"background": IGNORED})
-    return np.asarray(resize_to_fit(decoded, size, ignoring, Pil.Resampling.NEAREST), dtype=np.uint8)[:, :, None]
+    (mask,) = resize_to_fit(decoded, size, ignoring, Pil.Resampling.NEAREST)
+    return np.asarray(mask, dtype=np.uint8)[:, :, None]

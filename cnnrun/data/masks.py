@@ -11,7 +11,8 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.source import Split
 from cnnrun.contracts.target_kind import IGNORED
 from cnnrun.data.cache import images_per_block
-from cnnrun.data.storage import ImageStore, StoredSplit
+from cnnrun.data.image_stores import ImageStore
+from cnnrun.data.storage import StoredSplit
 
 
 def mask_problems(split: Split, rows: Tensor, stored: StoredSplit, stored_masks: StoredSplit) -> dict[int, str]:

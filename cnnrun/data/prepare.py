@@ -308,8 +308,9 @@ def _input_mean_std(image_settings: ImageSettings, dataset: Dataset) -> tuple[tu
     if max(std) == 0:
         raise DataError("all training images have one and the same colour: there is nothing to learn from")
     if image_settings.std is None and 0 in std:
-        channel = ("red", "green", "blue")[std.index(0)]
-        raise DataError(f"the {channel} channel is the same in every training image; set data.image.std for it")
+        index = std.index(0)
+        channel = f"the {('red', 'green', 'blue')[index]} channel" if len(std) == 3 else f"channel {index} (from 0)"
+        raise DataError(f"{channel} is the same in every training image; set data.image.std for it")
     return tuple(image_settings.mean or mean), tuple(image_settings.std or std)
 
 

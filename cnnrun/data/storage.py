@@ -1,28 +1,23 @@
 """Storage of decoded images: in memory, in a file of the cache, or nowhere, decoded again at each use.
 
-All kinds return the same bytes for the same rows. The kind depends on the images' size and the limits of the config.
+The kind depends on the images' size and the limits of the config.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import mmap
 import os
 import shutil
-import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from cnnrun.base.errors import StorageError, escape
 from cnnrun.base.machine_load import processor_count
@@ -31,130 +26,17 @@ from cnnrun.config.spec import Spec
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import Masks, Split
 from cnnrun.data import cache
-from cnnrun.data.block_hashes import has_changed
 from cnnrun.data.cache import ProgressBar
 from cnnrun.data.cached_split import CacheEntry
-from cnnrun.data.decode import DEFAULT_TIMEOUT, Decoder, ThreadedMap, start_threads
+from cnnrun.data.decode import DEFAULT_TIMEOUT, Decoder, start_threads
 from cnnrun.data.file_listing import content_digest
-from cnnrun.data.image_records import RECORD, digest
+from cnnrun.data.image_records import digest, record_dtype
 from cnnrun.data.image_settings import ImageSettings
+from cnnrun.data.image_stores import DecodingStore, DiskStore, ImageStore, MemoryStore, map_file
 
 _DECODER_VERSION = 6  # raise it when the same file would be decoded to other pixels, or get another record
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
-
-
-class ImageStore(Protocol):
-    """Decoded images by index."""
-
-    shape: Shape
-    is_in_memory: bool  # True if `take` needs neither the disk nor a decoder
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Tensor) -> Tensor:
-        """The images of these rows, [n, C, H, W] on the host: uint8, or features of frozen layers."""
-        ...
-
-    def rows_being_read(self) -> list[int]:
-        """The images that another thread is reading now, as far as known."""
-        ...
-
-
-class MemoryStore:
-    """Images in an array in memory, or in a mapped file that fits into memory."""
-
-    is_in_memory = True
-
-    def __init__(self, array_NCHW: NDArray[Any]) -> None:
-        self._array, self.shape = array_NCHW, array_NCHW.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def take(self, rows: Tensor) -> Tensor:
-        # A second thread that uses torch's threads slows the network's steps by a third (benchmarks/README.md).
-        if threading.current_thread() is threading.main_thread():
-            return torch.from_numpy(self._array).index_select(0, rows)
-        return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
-
-    def rows_being_read(self) -> list[int]:
-        return []
-
-
-class DiskStore:
-    """Images in a file too large for memory: each is read when it is taken, and not kept.
-
-    The file is not mapped, because the kernel maps up to 2 MiB around each byte that is read, and counts them as this
-    process's memory. An image is compared with its hash when it is taken for the first time. For damage, `unseal` is
-    called, so that the next start decodes damaged images again.
-    """
-
-    is_in_memory = False
-
-    def __init__(
-        self, path: Path, shape: tuple[int, ...], hashes: NDArray[np.uint64], unseal: Callable[[], None]
-    ) -> None:
-        self._path, self._count, self.shape = path, shape[0], shape[1:]
-        self._hashes, self._unseal = hashes, unseal
-        self._is_verified = np.zeros(shape[0], bool)
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._reading: list[int] = []
-        weakref.finalize(self, os.close, self._file)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def rows_being_read(self) -> list[int]:
-        return self._reading
-
-    def take(self, rows: Tensor) -> Tensor:
-        pixels = np.empty((len(rows), *self.shape), np.uint8)
-        image_bytes = int(np.prod(self.shape))
-        for position, row in enumerate(rows.tolist()):
-            self._reading = [row]
-            if os.preadv(self._file, (pixels[position].data,), row * image_bytes) != image_bytes:
-                raise StorageError(f"{self._path}: image {row:,} is cut off; remove the file with `cnnrun cache clear`")
-        self._verify(pixels, rows.numpy())
-        return torch.from_numpy(pixels)
-
-    def _verify(self, pixels_NCHW: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        is_new = ~self._is_verified[rows]
-        if not is_new.any():
-            return
-        rows = rows[is_new]
-        is_damaged = has_changed(pixels_NCHW[is_new], self._hashes[rows])
-        if is_damaged.any():
-            with contextlib.suppress(OSError):
-                self._unseal()
-            image = f"{self._path}: image {rows[is_damaged].min():,}"
-            raise StorageError(f"{image} is damaged; start again to decode it again")
-        self._is_verified[rows] = True
-
-
-def map_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Map a file as an array. Changes to the array would not reach the file."""
-    with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
-
-
-class DecodingStore:
-    """Images that several threads decode each time they are taken."""
-
-    is_in_memory = False
-
-    def __init__(self, decoder: Decoder, workers: int, timeout: float) -> None:
-        self._decoder, self.shape = decoder, decoder.shape
-        self._threads = ThreadedMap(workers, timeout)
-
-    def __len__(self) -> int:
-        return len(self._decoder)
-
-    def take(self, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self._decoder.decode_batch(rows.numpy(), self._threads))
-
-    def rows_being_read(self) -> list[int]:
-        return self._decoder.rows_being_read()
 
 
 @dataclass(frozen=True)
@@ -209,11 +91,9 @@ def store_split(
     progress: ProgressBar,
 ) -> StoredSplit:
     """Store the split's images, and decode those that are not in the cache yet. Raises StorageError."""
-    images = split.images
-    if isinstance(images, np.ndarray) and images.shape[1:] == (*shape[1:], shape[0]):
-        array = np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
-        return StoredSplit(MemoryStore(array), None, {})
     decoder = Decoder(split, shape, image_settings, listing)
+    if (pixels := _ready_pixels(split, decoder)) is not None:
+        return StoredSplit(MemoryStore(pixels, decoder.pixel_format), None, {})
     workers = processor_count() if settings.workers is None else settings.workers
     folder = Path(settings.cache_dir) if settings.cache_dir else cache.user_cache_folder()
     key = _cache_key(split, shape, image_settings, listing)
@@ -222,9 +102,10 @@ def store_split(
         return _decode_to_memory(decoder, workers, settings.timeout, progress)
     # An entry without pixels has a key of its own, because a run may build each kind at the same time.
     name = key if kind == "disk" else hashlib.sha256(f"records of {key}".encode()).hexdigest()[:32]
-    full_shape = (len(decoder), *shape)
-    fits_memory = int(np.prod(full_shape)) <= settings.memory_gib * 2**30
-    entry = CacheEntry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits_memory)
+    fits_memory = len(decoder) * decoder.image_bytes <= settings.memory_gib * 2**30
+    entry = CacheEntry(
+        folder / name, len(decoder), shape, decoder.pixel_format, keep_pixels=kind == "disk", verify=fits_memory
+    )
     with start_threads(workers, settings.timeout) as parallel_map:
         entry.build(decoder, {"source": _source_name(split)}, parallel_map, progress)
     return StoredSplit(
@@ -232,16 +113,24 @@ def store_split(
     )
 
 
+def _ready_pixels(split: Split | Masks, decoder: Decoder) -> NDArray[Any] | None:
+    """The pixels of a split in memory, [N, C, H, W], that need no conversion; None for others."""
+    images, shape, pixel_format = split.images, decoder.shape, decoder.pixel_format
+    if not isinstance(images, np.ndarray) or images.shape[1:] != (*shape[1:], shape[0]):
+        return None
+    if images.dtype != pixel_format.dtype or (pixel_format.is_deep and images.max(initial=0) > pixel_format.white):
+        return None
+    return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
+
+
 def _open_images(entry: CacheEntry, decoder: Decoder, workers: int, timeout: float, fits_memory: bool) -> ImageStore:
     """The images of a complete cache entry; without pixels in it, they are decoded at each use."""
     if not entry.keep_pixels:
         return DecodingStore(decoder, workers, timeout)
-    path, shape = entry.path / "pixels.u8", (entry.count, *entry.shape)
-    return (
-        MemoryStore(map_file(path, shape))
-        if fits_memory
-        else DiskStore(path, shape, entry.pixel_hashes(), entry.unseal)
-    )
+    path, shape, pixel_format = entry.pixels_path, (entry.count, *entry.shape), decoder.pixel_format
+    if not fits_memory:
+        return DiskStore(path, shape, entry.pixel_hashes(), entry.unseal, pixel_format)
+    return MemoryStore(map_file(path, shape, pixel_format.dtype), pixel_format)
 
 
 def is_cached(
@@ -256,12 +145,16 @@ def is_cached(
     if folder is None or settings.cache in ("memory", "none"):
         return False
     key = _cache_key(split, shape, image_settings, listing)
-    return CacheEntry(folder / key, len(split), shape, keep_pixels=True).is_complete()
+    return _pixels_entry(folder, key, Decoder(split, shape, image_settings, listing)).is_complete()
+
+
+def _pixels_entry(folder: Path, key: str, decoder: Decoder) -> CacheEntry:
+    return CacheEntry(folder / key, len(decoder), decoder.shape, decoder.pixel_format, keep_pixels=True)
 
 
 def _decode_to_memory(decoder: Decoder, workers: int, timeout: float, progress: ProgressBar) -> StoredSplit:
-    pixels = np.empty((len(decoder), *decoder.shape), np.uint8)
-    records = np.empty(len(decoder), RECORD)
+    pixels = np.empty((len(decoder), *decoder.shape), decoder.pixel_format.dtype)
+    records = np.empty(len(decoder), record_dtype(decoder.shape[0]))
     problems: dict[int, str] = {}
     block_count = -(-len(decoder) // cache.images_per_block(pixels[0].nbytes))
     with start_threads(workers, timeout) as parallel_map, progress("decoding", len(decoder)) as advance:
@@ -270,17 +163,17 @@ def _decode_to_memory(decoder: Decoder, workers: int, timeout: float, progress: 
             pixels[rows], records[rows] = block.pixels, block.records
             problems |= block.problems
             advance(len(rows))
-    return StoredSplit(MemoryStore(pixels), lambda: records, problems)
+    return StoredSplit(MemoryStore(pixels, decoder.pixel_format), lambda: records, problems)
 
 
 def _choose_kind(settings: StorageSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
     """Choose `disk`, `memory` or `none`, with a message if `auto` cannot use the disk. Raises StorageError."""
-    needed_gib = len(decoder) * int(np.prod(decoder.shape)) / 2**30
+    needed_gib = len(decoder) * decoder.image_bytes / 2**30
     if folder is None and settings.cache in ("disk", "none"):
         raise StorageError("data.cache: there is no cache folder (HOME is not set); give data.cache_dir")
     if settings.cache in ("memory", "none"):
         return settings.cache
-    if folder is not None and CacheEntry(folder / key, len(decoder), decoder.shape, keep_pixels=True).is_complete():
+    if folder is not None and _pixels_entry(folder, key, decoder).is_complete():
         return "disk"
     problem = _disk_problem(settings, folder, key, needed_gib)
     if problem and settings.cache == "disk":
@@ -325,8 +218,10 @@ def _cache_key(
     split: Split | Masks, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
 ) -> str:
     """A digest of the files and of every setting that affects the decoded pixels."""
-    pixel_settings = image_settings.model_dump(exclude={"size", "channels", "mean", "std"})
+    pixel_settings = image_settings.model_dump(exclude={"size", "channels", "mean", "std", "bits", "white"})
     decoding = repr((_DECODER_VERSION, cache.FORMAT_VERSION, shape, pixel_settings))
     if isinstance(split, Masks):
         decoding += repr(split.class_of_value)
+    elif image_settings.pixel_format.is_deep:
+        decoding += repr(image_settings.pixel_format)
     return hashlib.sha256(content_digest(split, listing) + decoding.encode()).hexdigest()[:32]

@@ -44,6 +44,10 @@ def find_mistakes(experiment: Experiment, tree: Map, start: Position) -> list[Pr
 def _find_image_mistakes(data: Data, channels: int) -> list[Mistake]:
     """Find settings of the image and its augmentation that need other channels or a missing package."""
     mistakes: list[Mistake] = []
+    own_channels = data.source.image_shape[0] if data.source.image_shape else channels
+    if channels != own_channels and not {channels, own_channels} <= {1, 3}:
+        message = f"the images of {data.source.kind} have {format_count(own_channels, 'channel')}; remove the line"
+        mistakes.append((("data", "image", "channels"), message))
     for setting in ("mean", "std"):
         values = getattr(data.image, setting)
         if values is not None and len(values) != channels:
@@ -53,10 +57,11 @@ def _find_image_mistakes(data: Data, channels: int) -> list[Mistake]:
         missing = missing_package("scipy", "stats", setting)
         if missing and getattr(data.augment, setting):
             mistakes.append((("data", "augment", setting), missing))
-    if channels == 1:
+    if channels != 3:
+        images = "grey images" if channels == 1 else f"images of {format_count(channels, 'channel')}"
         for setting in ("saturation", "hue", "grayscale"):
             if getattr(data.augment, setting):
-                message = "grey images have no colour to change; remove the line"
+                message = f"{images} have no colour to change; remove the line"
                 mistakes.append((("data", "augment", setting), message))
     return mistakes
 

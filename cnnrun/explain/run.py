@@ -13,7 +13,7 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError
 from cnnrun.base.progress import say
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_files import load_with_view, to_network_batch
 from cnnrun.data.image_paths import list_images
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.experiment.schema import Experiment
@@ -104,5 +104,5 @@ def _load_file_images(subject: ExplainedNetwork, paths: Sequence[Path]) -> Image
     trained = subject.trained
     channels, height, width = trained.facts.image_shape
     pixels = [load_with_view(path, (height, width), channels, trained.image)[0] for path in paths]
-    pixels_NCHW = torch.from_numpy(np.stack(pixels)).to(trained.device).permute(0, 3, 1, 2).float()
+    pixels_NCHW = to_network_batch(pixels, trained.image, trained.device)
     return ImagesToExplain(pixels_NCHW, [path.name for path in paths], [""] * len(paths))

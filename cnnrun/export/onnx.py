@@ -11,7 +11,6 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,7 +22,10 @@ INPUT = "pixels"
 
 
 class Onnx(Kind):
-    """An ONNX graph from uint8 pixels [batch, height, width, channels] to the task's results, for any batch size."""
+    """An ONNX graph from uint8 pixels [batch, height, width, channels] to the task's results, for any batch size.
+
+    The pixels are uint16 for a network whose images keep 16 bits.
+    """
 
     kind = "onnx"
     suffix: ClassVar[str] = ".onnx"
@@ -68,7 +70,7 @@ class Onnx(Kind):
         onnx.checker.check_model(proto)
         path.write_bytes(proto.SerializeToString())
 
-    def reload(self, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
+    def reload(self, path: Path) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
         """Load a written file as a function of pixels. Raises CheckpointError if it does not load."""
         import onnxruntime
 
@@ -80,7 +82,7 @@ class Onnx(Kind):
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({error})") from None
 
-        def run(pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        def run(pixels: NDArray[Any]) -> list[NDArray[Any]]:
             results: list[NDArray[Any]] = session.run(None, {INPUT: pixels})
             return results
 

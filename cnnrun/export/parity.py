@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,7 +22,7 @@ MIN_SAMPLES = 64
 METRIC_DIGITS = 4  # decimals to which the artefact's metrics must equal the network's
 _NOISE_LEVELS = 2.0**-10  # grey levels: many times larger than rounding errors, but invisible
 _MAX_UNSTABLE_SHARE = 0.05  # more unstable images than this share of the compared ones fail the check
-Artefact = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
+Artefact = Callable[[NDArray[Any]], list[NDArray[Any]]]  # of pixels as the artefact takes them, [B, H, W, C]
 
 
 def measure_parity(
@@ -84,7 +83,8 @@ def _results_function(artefact: Artefact, trained: TrainedNetwork) -> Callable[[
     names = list(trained.task.predicting.result_shapes())
 
     def compute_results(images_BCHW: Tensor) -> Results:
-        values = artefact(images_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy())
+        pixels = trained.image.pixel_format.to_stored(images_BCHW.permute(0, 2, 3, 1).cpu())
+        values = artefact(pixels.numpy())
         return {name: torch.from_numpy(value).to(trained.device) for name, value in zip(names, values, strict=True)}
 
     return compute_results

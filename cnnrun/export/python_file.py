@@ -40,14 +40,14 @@ def chain(**layers: nn.Module) -> nn.Sequential:
 
 _TAIL = '''
 class Deployed(nn.Module):
-    """Network from pixels, uint8 [B, H, W, C], to {results}."""
+    """Network from pixels, {dtype} [B, H, W, C], to {results}."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network, self.decoder, self.classes = network(), decoder(), list[str]()
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        results: dict[str, Tensor] = self.decoder(self.network(pixels.permute(0, 3, 1, 2).float()))
+        results: dict[str, Tensor] = self.decoder(self.network(pixels.permute(0, 3, 1, 2).float(){scale}))
         return results
 
 
@@ -92,7 +92,7 @@ class Code(Kind):
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
         path.with_suffix(".safetensors").write_bytes(safetensors.torch.save(tensors, texts))
 
-    def reload(self, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
+    def reload(self, path: Path) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
         """Load a written file as a function of pixels. Raises CheckpointError if it does not run."""
         try:
             spec = importlib.util.spec_from_file_location("exported_network", path)
@@ -104,7 +104,7 @@ class Code(Kind):
         except Exception as error:  # generated code may fail in any way, and then the file must not be kept
             raise CheckpointError(f"{path}: does not run ({type(error).__name__}: {error})") from None
 
-        def run(pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        def run(pixels: NDArray[Any]) -> list[NDArray[Any]]:
             with torch.inference_mode():
                 return [value.numpy() for value in network(torch.from_numpy(np.ascontiguousarray(pixels))).values()]
 
@@ -119,6 +119,7 @@ def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str,
     for submodule in [*module.network.modules(), *module.decoder.modules()]:
         if type(submodule).__module__.startswith("cnnrun."):
             sources.add(type(submodule))
+    pixel_format = module.pixel_format
     network, repeats = extract_repeats(constructor_call(module.network))
     network, layers = extract_layers(network)
     pieces = [
@@ -128,7 +129,11 @@ def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str,
         *(_function_text(name, call) for name, call in (repeats | layers).items()),
         _function_text("network", network),
         _function_text("decoder", constructor_call(module.decoder)),
-        _TAIL.format(results=", ".join(names)),
+        _TAIL.format(
+            results=", ".join(names),
+            dtype=pixel_format.dtype,
+            scale=f" * 255 / {pixel_format.white}" if pixel_format.is_deep else "",
+        ),
     ]
     return "\n".join(pieces)
 

@@ -90,11 +90,16 @@ class TrainedNetwork:
 
 
 class ExportedNetwork(nn.Module):
-    """The module to export: uint8 pixels [B, H, W, C], as from any image decoder -> the task's results, in order."""
+    """The module to export: pixels [B, H, W, C], as from any image decoder -> the task's results, in order.
+
+    The pixels are uint8, or uint16 for a network whose images keep 16 bits.
+    """
 
     def __init__(self, trained: TrainedNetwork) -> None:
         super().__init__()
         self.network, self.decoder = trained.network, trained.decoder
+        self.pixel_format = trained.image.pixel_format
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.decoder(self.network(pixels.permute(0, 3, 1, 2).float())).values())
+        values = self.pixel_format.to_network(pixels.permute(0, 3, 1, 2)).float()
+        return tuple(self.decoder(self.network(values)).values())

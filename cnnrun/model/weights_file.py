@@ -153,7 +153,7 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescrip
         description = parse_description(metadata["cnnrun.config"], str(path))
         facts = parse_stored_facts(json.loads(metadata["cnnrun.facts"]))[0]
         channels, *size = facts.image_shape
-        measured = ImageSettings(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
+        measured = ImageSettings(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))
         image = description.image
         if image.size not in (None, measured.size) or image.channels not in (None, measured.channels):
             raise ValueError("two image sizes")

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cnnrun.base.errors import ConfigError, escape
-from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_files import load_with_view, to_network_batch
 from cnnrun.data.image_paths import list_images
 from cnnrun.experiment.open_run import open_network, open_trained, prepare_eval_data
 from cnnrun.export import Format
@@ -78,4 +77,4 @@ def _load_images(trained: TrainedNetwork, paths: Sequence[Path]) -> Tensor:
     channels, height, width = trained.facts.image_shape
     files = itertools.islice(list_images(paths), MIN_SAMPLES)
     images = [load_with_view(path, (height, width), channels, trained.image)[0] for path in files]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return to_network_batch(images, trained.image, torch.device("cpu"))

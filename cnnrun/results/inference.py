@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,13 +17,13 @@ from cnnrun.base.errors import ConfigError, DataError, UserError
 from cnnrun.base.machine_load import processor_count
 from cnnrun.base.progress import say
 from cnnrun.contracts.results import Results, View
-from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_files import load_with_view, to_network_batch
 from cnnrun.model.batch_norm_folding import fold_batch_norms
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.training.dtypes import Precision, autocast, has_bfloat16
 
 Item = TypeVar("Item")
-LoadedImage = tuple[NDArray[np.uint8], View] | DataError
+LoadedImage = tuple[NDArray[Any], View] | DataError
 Chunk = Sequence[tuple[Path, DataError | None]]  # paths, each with the reason that it cannot be read
 
 
@@ -103,12 +102,9 @@ def compute_results(
             errors = [image if isinstance(image, DataError) else None for image in loaded]
             results: Results = {}
             if images:
-                results = network.results(_stack_images([pixels for pixels, _ in images], trained.device))
+                batch_pixels = [pixels for pixels, _ in images]
+                results = network.results(to_network_batch(batch_pixels, trained.image, trained.device))
             yield list(zip(chunk, errors, strict=True)), results, [view for _, view in images]
-
-
-def _stack_images(images_HWC: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.stack(images_HWC)).to(device).permute(0, 3, 1, 2).float()
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:

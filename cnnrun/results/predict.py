@@ -18,7 +18,7 @@ from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.explain.figures.contact_sheet import write_png
-from cnnrun.explain.figures.panels import draw_overlay
+from cnnrun.explain.figures.panels import draw_overlay, to_pillow
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results.inference import compute_results
 
@@ -71,7 +71,10 @@ def predict_paths(
     if coco and (coco.exists() or not coco.parent.is_dir()):
         raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
-    draw, write_mask = overlay_drawer(output.draw, trained.image), mask_writer(output.masks)
+    draw, write_mask = (
+        overlay_drawer(output.draw, trained.image, trained.facts.image_shape[0]),
+        mask_writer(output.masks),
+    )
     for predicted in predict_files(trained, list_images(paths), batch, thresholds, fast):
         draw(predicted)
         write_mask(predicted)
@@ -130,8 +133,10 @@ def coco_results(predicted: PredictedFile) -> list[dict[str, Any]]:
     return [{"image_id": image_id, **detection} for detection in predicted.prediction.coco_results()]
 
 
-def overlay_drawer(folder: Path | None, image: ImageSettings) -> Callable[[PredictedFile], None]:
+def overlay_drawer(folder: Path | None, image: ImageSettings, channels: int) -> Callable[[PredictedFile], None]:
     """Return a function that draws a prediction onto its image, as a PNG in the folder; without one, a no-op.
+
+    `channels` are those of the network's input.
 
     Raises ConfigError if the folder holds PNG files that cnnrun did not write.
     """
@@ -143,8 +148,8 @@ def overlay_drawer(folder: Path | None, image: ImageSettings) -> Callable[[Predi
         if predicted.prediction is None:
             return
         with image_errors(str(predicted.path)):
-            pillow_image = decode_image(read_image_bytes(predicted.path), 3, image).pillow_image
-        drawing = draw_overlay(pillow_image, predicted.prediction.overlay() or Overlay())
+            decoded = decode_image(read_image_bytes(predicted.path), 3 if channels in (1, 3) else channels, image)
+        drawing = draw_overlay(to_pillow(decoded.values()), predicted.prediction.overlay() or Overlay())
         write_png(choose_path(predicted.path), np.asarray(drawing), _GENERATOR)
 
     return draw

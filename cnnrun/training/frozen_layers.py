@@ -18,7 +18,7 @@ from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.storage import MemoryStore
+from cnnrun.data.image_stores import MemoryStore
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.model.network import Network
 from cnnrun.model.structures import LinkedChain

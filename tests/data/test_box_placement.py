@@ -198,7 +198,9 @@ def test_boxes_follow_their_objects_through_fitting(height, width, tall, wide, f
     y2, x2 = min(y2, height), min(x2, width)
     image = ImageSettings(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
     found = bright_box(
-        torch.from_numpy(fit_image(image_from_pixels(picture[:, :, None], 1), (tall, wide), image)[:, :, 0].copy())
+        torch.from_numpy(
+            fit_image(image_from_pixels(picture[:, :, None], 1, image), (tall, wide), image)[:, :, 0].copy()
+        )
     )
     columns = {"boxes": torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), "objects": torch.tensor([0])}
     one = ObjectTable(columns, torch.tensor([0, 1]))

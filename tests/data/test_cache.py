@@ -21,10 +21,11 @@ from cnnrun.data.cached_split import CacheEntry
 from cnnrun.data.decode import Decoder, start_threads
 from cnnrun.data.file_listing import list_files
 from cnnrun.data.image_records import digest
+from cnnrun.data.image_stores import DiskStore
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.data.storage import DiskStore, store_split
+from cnnrun.data.storage import store_split
 from tests.support.images import save_picture
 
 IMAGE = {"size": 8, "channels": 3}
@@ -163,6 +164,7 @@ def test_a_second_process_waits_and_decodes_nothing(picture_folder, cache_folder
     first = context.Process(target=_build, args=(cache_folder / "k", data, 0.05))
     first.start()
     while not (cache_folder / "k" / "plan.json").exists():
+        assert first.is_alive()
         time.sleep(0.005)
     decoder = decoder_of(data)
     decoder.decode_block = None  # type: ignore[method-assign, assignment]

@@ -15,7 +15,7 @@ import torch
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import StorageError
 from cnnrun.base.progress import progress_bar
-from cnnrun.data import block_hashes, cache, cached_split, storage
+from cnnrun.data import block_hashes, cache, cached_split, image_stores
 from cnnrun.data.decode import Decoder
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
@@ -134,8 +134,10 @@ def test_images_are_hashed_on_first_read_only(blocked_data, monkeypatch):
     made = build_dataset(with_memory_gib(blocked_data, ON_DISK), index_source(blocked_data), progress_bar)
     train = made.splits["train"]
     seen = []
-    real = storage.has_changed
-    monkeypatch.setattr(storage, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes))
+    real = image_stores.has_changed
+    monkeypatch.setattr(
+        image_stores, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes)
+    )
     half = torch.arange(len(train) // 2)
     train.load_images(half)
     train.load_images(half)

@@ -15,11 +15,11 @@ from cnnrun.contracts.source import Split
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.duplicates import MAX_RELATIVE_DIFFERENCE, find_near_duplicates
 from cnnrun.data.image_files import load_with_view
+from cnnrun.data.image_stores import MemoryStore
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources import Source
-from cnnrun.data.storage import MemoryStore
 from tests.support.images import save_picture
 
 DATA = TypeAdapter(Data)

@@ -41,7 +41,7 @@ def both_ways(data: bytes, size: tuple[int, int], settings: ImageSettings) -> tu
     scaled, full = decode_image(data, 3, settings, size), decode_image(data, 3, settings)
     assert scaled.size == full.size
     fitted, expected = (fit_image(image, size, settings).astype(int) for image in (scaled, full))
-    return fitted, expected, scaled.pillow_image.size != full.pillow_image.size
+    return fitted, expected, scaled.pillow_images[0].size != full.pillow_images[0].size
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
@@ -96,9 +96,9 @@ def test_a_cut_jpeg_is_refused_at_every_scale():
 @pytest.mark.parametrize(("height", "width"), [(47, 33), (64, 64), (20, 81)])
 def test_padding_is_pillows(size, channels, height, width):
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    image = image_from_pixels(pixels, channels)
+    image = image_from_pixels(pixels, channels, ImageSettings())
     colour = 99 if channels == 1 else (99, 99, 99)
-    expected = ImageOps.pad(image.pillow_image, size[::-1], Pil.Resampling.BILINEAR, color=colour)
+    expected = ImageOps.pad(image.pillow_images[0], size[::-1], Pil.Resampling.BILINEAR, color=colour)
     fitted = fit_image(image, size, ImageSettings(fit="pad", background=99))
     assert np.array_equal(fitted, np.asarray(expected).reshape(*size, channels))
 
@@ -109,7 +109,9 @@ def test_cropping_is_torchvisions(height, width, fraction):
     from torchvision.transforms import functional
 
     pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    fitted = fit_image(image_from_pixels(pixels, 3), (32, 32), ImageSettings(fit="crop", crop_pct=fraction))
+    fitted = fit_image(
+        image_from_pixels(pixels, 3, ImageSettings()), (32, 32), ImageSettings(fit="crop", crop_pct=fraction)
+    )
     resized = functional.resize(Pil.fromarray(pixels), round(32 / fraction))
     assert np.array_equal(fitted, np.asarray(functional.center_crop(resized, [32, 32])))
 

@@ -23,10 +23,10 @@ from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
 from cnnrun.data.epoch_order import balanced_order
+from cnnrun.data.image_stores import MemoryStore
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.data.storage import MemoryStore
 from cnnrun.data.training_batches import BatchPlan, BatchReading, TrainingBatches, batches_in_order
 from cnnrun.tasks.classification import Classify
 

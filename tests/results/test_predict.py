@@ -56,7 +56,7 @@ def test_a_threshold_for_all_classes_comes_before_those_of_single_classes():
 def test_drawings_have_the_colour_of_the_classs_index(tmp_path):
     """As the drawings of targets; not of the object's rank."""
     Pil.new("L", (100, 80), 255).save(tmp_path / "12.png")
-    draw = overlay_drawer(tmp_path / "drawn", ImageSettings())
+    draw = overlay_drawer(tmp_path / "drawn", ImageSettings(), 3)
     draw(PredictedFile(tmp_path / "12.png", OBJECTS))
     draw(PredictedFile(tmp_path / "broken.png", None, "no picture"))
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["12.png"]
@@ -68,7 +68,7 @@ def test_drawings_have_the_colour_of_the_classs_index(tmp_path):
 
 
 def test_images_of_one_name_are_drawn_into_files_of_their_own(tmp_path):
-    draw = overlay_drawer(tmp_path / "drawn", ImageSettings())
+    draw = overlay_drawer(tmp_path / "drawn", ImageSettings(), 3)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Pil.new("L", (100, 80), 255).save(tmp_path / folder / "1.png")

@@ -20,16 +20,17 @@ def change_colours(
 ) -> Tensor:
     """Change brightness, then contrast around the mean grey, then saturation, then hue, by one matrix for each image.
 
-    The first three are factors; hue is an angle in radians. The result is clipped to 0..255.
+    The first three are factors; hue is an angle in radians. The result is clipped to 0..255. Images that are not RGB
+    keep saturation and hue, and each of their channels has its own mean.
     """
-    channels = images.shape[1]
-    weight_C = tensor_on(images.device, _GREY if channels == 3 else (1.0,))
     gain, stretch = brightness_B[:, None], contrast_B[:, None]
+    if images.shape[1] != 3:
+        offset = (1 - stretch) * (images.mean((2, 3)) * gain)
+        return (images * (gain * stretch)[:, :, None, None] + offset[:, :, None, None]).clamp_(0, 255)
+    weight_C = tensor_on(images.device, _GREY)
     # A sum: the last bits of a matrix product would depend on the size of the batch.
     mean_grey = (images.mean((2, 3)) * weight_C).sum(1)[:, None] * gain
     offset = ((1 - stretch) * mean_grey)[:, :, None, None]
-    if channels == 1:
-        return (images * (gain * stretch)[:, :, None, None] + offset).clamp_(0, 255)
     matrix = gain[:, :, None] * stretch[:, :, None] * _colour_matrices(saturation_B, hue_B, weight_C)
     mixed = torch.baddbmm(offset.flatten(1)[:, :, None], matrix, images.flatten(2))
     return mixed.view_as(images).clamp_(0, 255)

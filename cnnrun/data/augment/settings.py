@@ -92,7 +92,8 @@ class Augment(Spec):
     brightness: float = Field(0.0, ge=0, le=1)
     """Multiplies pixel values by a factor in [1 - brightness, 1 + brightness]."""
     contrast: float = Field(0.0, ge=0, le=1)
-    """Scales the difference from the image's mean grey by a factor in [1 - contrast, 1 + contrast]."""
+    """Scales the difference from the image's mean grey by a factor in [1 - contrast, 1 + contrast]; without RGB, that \
+from each channel's mean."""
     saturation: float = Field(0.0, ge=0, le=1)
     """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]. Only for colour \
 images."""
@@ -157,7 +158,7 @@ images."""
         return not (self.crop or self._is_on(*_COMPUTED_OPERATIONS) or self.erase or self.partner_count)
 
     def apply(self, images_BCHW: Tensor, draws: Draws, targets: dict[str, Tensor] | None = None) -> Tensor:
-        """Augment uint8 images. The result has values 0..255, as uint8 if pixels are only copied, else as float32.
+        """Augment images of values 0..255. The result has them too, as float32 unless uint8 pixels are only copied.
 
         The same inputs give the same bits. `crop.safe` needs the targets, for the boxes of the objects.
         """

@@ -23,6 +23,8 @@ from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.class_names import numbered_classes
+from cnnrun.data.image_settings import MAX_CHANNELS
+from cnnrun.data.npy_headers import read_npy_header
 from cnnrun.data.targets import float32_problem
 
 # The array names that Keras, MedMNIST and most others use for each split: images, labels.
@@ -36,7 +38,7 @@ ArrayNames = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class Arrays(SourceSpec):
-    """A .npz file with arrays of images, uint8 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
+    """A .npz file with arrays of images, uint8 or uint16 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
 
     With `numbers` the second array holds numbers [N, T]; with `labels` it holds 0 and 1 [N, K].
     """
@@ -141,16 +143,16 @@ def _refuse_large_archive(path: Path) -> None:
     check_expansion(path, path.stat().st_size, unpacked_bytes, DataError)
 
 
-def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
-    """The images in array `name`, uint8 [N, H, W, C]. Raises DataError if it holds anything else."""
+def _read_images(path: Path, file: Any, name: str) -> NDArray[Any]:
+    """The images in array `name`, uint8 or uint16 [N, H, W, C]. Raises DataError if it holds anything else."""
     images = _read_npy_array(path, file, name)
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise DataError(
-            f"{path}: {name} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W] or [N, H, W, 1 or 3]"
-        )
-    return np.ascontiguousarray(images)
+    is_known = images.dtype in (np.uint8, np.uint16) and images.ndim == 4
+    if not is_known or not 1 <= images.shape[3] <= MAX_CHANNELS or 0 in images.shape:
+        expected = f"uint8 or uint16 [N, H, W] or [N, H, W, C], with up to {MAX_CHANNELS} channels"
+        raise DataError(f"{path}: {name} is {images.dtype} {list(images.shape)}; expected {expected}")
+    return np.ascontiguousarray(images, images.dtype.newbyteorder("="))
 
 
 def _convert_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> Tensor:
@@ -188,11 +190,9 @@ def _convert_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[i
 def _check_npy_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     """Raise DataError if a header claims more data than the file holds, before memory is allocated for it."""
     with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
-            shape, _, dtype = read_header(file)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            shape, dtype = read_npy_header(file)
+        except ValueError:
             raise DataError(f"{path}: {escape(name)} is not a NumPy array: its header cannot be read") from None
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > archive.getinfo(name).file_size:
         raise DataError(f"{path}: {escape(name)} claims the shape {list(shape)}, which is more than it holds")

@@ -17,7 +17,7 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
-from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
+from cnnrun.data.image_files import SUFFIX_LIST, choose_images, is_image_name
 from cnnrun.data.sources.lfw_pairs import pair_targets, read_pairs
 from cnnrun.data.split_names import parse_split_name
 
@@ -160,8 +160,7 @@ def _image_paths(folder: Path, root: Path) -> list[str]:
 
     Raises DataError for a link to outside `root`, and for a folder that cannot be read.
     """
-    paths: list[str] = []
-    left_out: list[str] = []
+    files: list[str] = []
     visited: set[tuple[int, int]] = set()
     resolved_root = root.resolve()
 
@@ -178,10 +177,9 @@ def _image_paths(folder: Path, root: Path) -> list[str]:
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not is_hidden_or_system_name(name)]
-        for name in names:
-            if not is_hidden_or_system_name(name):
-                (paths if is_image_name(name) else left_out).append(f"{parent}{os.sep}{name}")
-    if left_out:
+        files += [f"{parent}{os.sep}{name}" for name in names if not is_hidden_or_system_name(name)]
+    paths = choose_images(files)
+    if left_out := sorted(set(files) - set(paths)):
         counted, example = format_count(len(left_out), "file"), Path(left_out[0]).name
         say(f"{escape(str(folder))}: left out {counted} of other kinds, such as {example!r}")
     for link in filter(Path.is_symlink, map(Path, paths)):

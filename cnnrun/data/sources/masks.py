@@ -16,7 +16,7 @@ from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, Masks, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN, TargetKind
-from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
+from cnnrun.data.image_files import SUFFIX_LIST, choose_images
 from cnnrun.data.split_names import parse_split_name
 
 SplitName = Literal["train", "val", "test"]
@@ -181,4 +181,4 @@ def _read_split(pairing: _Pairing, class_of_value: tuple[int, ...]) -> Split:
 
 
 def _image_names(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image_name(entry.name)]
+    return choose_images(entry.name for entry in os.scandir(folder) if entry.is_file())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from xml.parsers import expat
@@ -17,7 +17,7 @@ from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.data.image_files import image_errors, is_image_name, read_image_bytes, read_image_header
+from cnnrun.data.image_files import choose_images, image_errors, read_image_bytes, read_image_header
 
 _MAX_XML_BYTES = 16 << 20
 _MAX_DEPTH, _MAX_ELEMENTS = 64, 500_000  # of the XML tree
@@ -45,8 +45,8 @@ class VocFolder:
     def __init__(self, root: Path, annotations: str, images: str) -> None:
         self._root, self._path_problem = root, path_checker(root)
         self._annotation_folder, self._image_folder = annotations, images
-        self._annotations = _files_by_stem(root / annotations, lambda name: name.lower().endswith(".xml"))
-        self._images = _files_by_stem(root / images, is_image_name)
+        self._annotations = _files_by_stem(root / annotations, _choose_annotations)
+        self._images = _files_by_stem(root / images, choose_images)
         self._annotation_of_image: dict[str, str] = {}
         self._guesses: list[str] = []
 
@@ -113,12 +113,15 @@ class VocFolder:
             )
 
 
-def _files_by_stem(folder: Path, is_match: Callable[[str], bool]) -> dict[str, list[str]]:
-    """The matching files in a folder, by their names without the suffix."""
+def _choose_annotations(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.lower().endswith(".xml") and not is_hidden_or_system_name(name)]
+
+
+def _files_by_stem(folder: Path, choose: Callable[[Iterable[str]], list[str]]) -> dict[str, list[str]]:
+    """The files in a folder that `choose` chooses, by their names without the suffix."""
     files: defaultdict[str, list[str]] = defaultdict(list)
-    for name in sorted(os.listdir(folder), key=os.fsencode):  # noqa: PTH208
-        if is_match(name) and not is_hidden_or_system_name(name):
-            files[os.path.splitext(name)[0]].append(name)  # noqa: PTH122
+    for name in sorted(choose(os.listdir(folder)), key=os.fsencode):  # noqa: PTH208
+        files[os.path.splitext(name)[0]].append(name)  # noqa: PTH122
     return dict(files)
 
 
@@ -211,7 +214,7 @@ def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
         return size
     try:
         with image_errors(str(path)):
-            return read_image_header(read_image_bytes(path))[0]
+            return read_image_header(read_image_bytes(path)).size
     except DataError as error:
         raise _AnnotationError(error.lines[0]) from None
 

@@ -22,7 +22,7 @@ from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import ClassNames, SourceContents, Split
-from cnnrun.data.image_files import image_errors, is_image_name, read_image_bytes, read_image_header
+from cnnrun.data.image_files import choose_images, image_errors, read_image_bytes, read_image_header
 from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
 from cnnrun.data.split_names import parse_split_name
 
@@ -173,13 +173,12 @@ def _list_split(root: Path, entry: str) -> list[Path]:
     path = root / entry
     if path.is_file():
         return _read_list(root, path)
-    images = sorted(
-        file
+    files = [
+        str(file)
         for file in path.rglob("*")
-        if is_image_name(file.name)
-        and file.is_file()
-        and not any(map(is_hidden_or_system_name, file.relative_to(path).parts))
-    )
+        if file.is_file() and not any(map(is_hidden_or_system_name, file.relative_to(path).parts))
+    ]
+    images = sorted(map(Path, choose_images(files)))
     if not images:
         raise DataError(f"{escape(str(path))}: no images")
     return images
@@ -292,6 +291,6 @@ def _read_size(path: Path) -> HeightWidth | DataError:
     """Height and width of the upright image in a file, or why it cannot be read."""
     try:
         with image_errors(str(path)):
-            return read_image_header(read_image_bytes(path))[0]
+            return read_image_header(read_image_bytes(path)).size
     except DataError as error:
         return error

@@ -50,8 +50,11 @@ class Choice:
 
     def image_section(self) -> dict[str, Any]:
         """The section `image` of the config; empty if the source sets the size."""
-        has_own_size = self.recipe.survey.has_own_size and self.recipe.channels is None
-        return {} if has_own_size else {"size": list(self.size), "channels": self.channels}
+        survey, own_channels = self.recipe.survey, self.recipe.channels
+        size = (
+            {} if survey.has_own_size and own_channels is None else {"size": list(self.size), "channels": self.channels}
+        )
+        return size | ({"bits": 16, "white": survey.white} if survey.white else {})
 
     def data_section(self) -> dict[str, Any]:
         """The sections `source`, `image`, `augment` and `split`, as far as they are written."""

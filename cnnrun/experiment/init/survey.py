@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cnnrun.base.errors import DataError, escape
+from cnnrun.base.machine_load import processor_count
+from cnnrun.base.progress import say
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
+from cnnrun.contracts.source import Split
+from cnnrun.data.image_files import decode_image, image_errors, read_image_bytes, read_image_header
+from cnnrun.data.image_planes import PlanesHeader
+from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.index import SourceIndex, index_source
 from cnnrun.data.settings import Data
 
@@ -22,7 +30,8 @@ _MIN_GREY_SHARE = 0.95  # the network gets one channel if more of the headers th
 class Survey:
     """A source: the count, median (height, width) and channels of its training images, and what it was indexed as.
 
-    `has_own_size` is true if the source itself sets the image size.
+    `has_own_size` is true if the source itself sets the image size. `white` is set if all images have 16 bits: the
+    largest value of as many bits as they use.
     """
 
     source: Any  # as in the config
@@ -31,6 +40,7 @@ class Survey:
     median: HeightWidth
     channels: int
     has_own_size: bool
+    white: int | None = None
 
     @property
     def splits(self) -> frozenset[str]:
@@ -65,20 +75,49 @@ def survey_source(source: Any, has_disjoint_classes: bool = False) -> Survey:
     if isinstance(split.images, np.ndarray):
         height, width, channels = split.images.shape[1:]
         has_own_size = data.source.image_shape is not None
-        return Survey(source, source_index, len(split), (height, width), channels, has_own_size)
-    sizes, grey_count = [], 0
+        white = _find_white(source_index, channels) if split.images.dtype == np.uint16 else None
+        return Survey(source, source_index, len(split), (height, width), channels, has_own_size, white)
+    headers: list[PlanesHeader] = []
     for index in np.linspace(0, len(split) - 1, min(_MAX_HEADERS, len(split))).astype(int).tolist():
         item = split.images[index]
         try:
             with image_errors(split.sample_name(index)):
                 assert not isinstance(item, np.ndarray)
-                size, is_grey = read_image_header(read_image_bytes(item))
+                headers.append(read_image_header(read_image_bytes(item)))
         except DataError:
             continue  # the audit reports it with all other damaged files
-        sizes.append(size)
-        grey_count += is_grey
-    if not sizes:
+    if not headers:
         raise DataError(f"{escape(split.sample_name(0))}: cannot be read, nor can any other image of the split")
-    height, width = np.median(np.array(sizes), 0).astype(int).tolist()
-    channels = 1 if grey_count > _MIN_GREY_SHARE * len(sizes) else 3
-    return Survey(source, source_index, len(split), (height, width), channels, has_own_size=False)
+    height, width = np.median(np.array([header.size for header in headers]), 0).astype(int).tolist()
+    channels = _common_channels(headers)
+    white = _find_white(source_index, channels) if all(header.is_deep for header in headers) else None
+    return Survey(source, source_index, len(split), (height, width), channels, False, white)
+
+
+def _common_channels(headers: list[PlanesHeader]) -> int:
+    """The channels that most images have; grey only if almost all are."""
+    counts = Counter(header.planes for header in headers)
+    channels = counts.most_common(1)[0][0]
+    return 3 if channels == 1 and counts[1] <= _MIN_GREY_SHARE * len(headers) else channels
+
+
+def _find_white(source_index: SourceIndex, channels: int) -> int:
+    """The largest value of as many bits, from 9, as the 16-bit images of all splits use."""
+    settings, peaks = ImageSettings(bits=16), [0]
+    say("reading the largest values of the 16-bit images")
+
+    def read_peak(split: Split, index: int) -> int:
+        item = split.images[index]
+        if isinstance(item, np.ndarray):
+            return int(item.max())
+        try:
+            with image_errors(split.sample_name(index)):
+                return decode_image(read_image_bytes(item), channels, settings).peak
+        except DataError:
+            return 0  # the audit reports it with all other damaged files
+
+    with ThreadPoolExecutor(processor_count()) as pool:
+        for split in source_index.source_splits():
+            peaks += pool.map(partial(read_peak, split), range(len(split)))
+    peak: int = max(peaks)
+    return next((1 << bits) - 1 for bits in range(9, 17) if 1 << bits > peak)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.atomic_files import write_text
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.data.audit import audit_dataset
@@ -91,9 +92,11 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
 
     Raises ConfigError if weights were asked for that the task cannot use.
     """
-    candidates = recipe.from_weights(pretrained) if pretrained else []
+    can_start = pretrained is not None and recipe.survey.channels in (1, 3)  # published networks take RGB
+    candidates = recipe.from_weights(pretrained) if pretrained is not None and can_start else []
     if asked and not candidates:
-        raise ConfigError("--weights do not serve this task; leave it out")
+        what = "this task" if can_start else f"images of {format_count(recipe.survey.channels, 'channel')}"
+        raise ConfigError(f"--weights do not serve {what}; leave it out")
     for candidate in candidates:
         choice = choose(candidate, minutes)
         if choice.epochs >= candidate.epochs[0]:

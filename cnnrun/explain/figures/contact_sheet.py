@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.atomic_files import write_new_file
-from cnnrun.explain.figures.panels import truncate_text
+from cnnrun.explain.figures.panels import to_pillow, truncate_text
 
 _ENLARGED_SIDE, _GAP, _TEXT_HEIGHT = 112, 6, 16  # pixels
 
@@ -32,7 +32,7 @@ def draw_contact_sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> 
         draw.text((left, 2), truncate_text(title, font, column_width - _GAP), "black", font)
         for row in range(row_count):
             top = _GAP + _TEXT_HEIGHT + row * row_height
-            pillow_image = Pil.fromarray(_to_array(images_NCHW[row]))
+            pillow_image = to_pillow(images_NCHW[row])
             sheet.paste(pillow_image.resize((width * factor, height * factor), Pil.Resampling.NEAREST), (left, top))
             draw.text(
                 (left, top + height * factor), truncate_text(labels[row], font, column_width - _GAP), "black", font
@@ -51,8 +51,3 @@ def write_png(path: Path, pixels: NDArray[np.uint8], generator: str) -> None:
     write_new_file(
         path, buffer.getvalue(), own_mark=generator.encode(), tidy=False
     )  # the folder may hold thousands of files
-
-
-def _to_array(image_CHW: Tensor) -> NDArray[np.uint8]:
-    values: NDArray[np.uint8] = image_CHW.clamp(0, 255).round().byte().cpu().numpy()
-    return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))

@@ -15,6 +15,7 @@ from torch import Tensor
 from cnnrun.base.errors import escape
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.pixels import drawn_channels
 from cnnrun.contracts.prediction import CaptionedBox, Overlay
 from cnnrun.contracts.results import Results, View
 from cnnrun.contracts.target_kind import IGNORED
@@ -78,9 +79,16 @@ def _colour_classes(drawing: Any, class_map: NDArray[np.uint8]) -> Any:
 
 
 def to_pillow(pixels_CHW: Tensor) -> Any:
-    """Convert pixel values 0..255 to a Pillow image."""
+    """Convert pixel values 0..255 to a Pillow image; images that are neither grey nor RGB are stretched.
+
+    Of these the first channels are drawn, each from its smallest value (black) to its largest.
+    """
     from PIL import Image as Pil
 
+    if len(pixels_CHW) not in (1, 3):
+        pixels_CHW = pixels_CHW[drawn_channels(len(pixels_CHW))].float()
+        low, high = pixels_CHW.amin((1, 2), keepdim=True), pixels_CHW.amax((1, 2), keepdim=True)
+        pixels_CHW = (pixels_CHW - low) / (high - low).clamp(min=1e-6) * 255
     values = pixels_CHW.clamp(0, 255).round().byte().cpu().numpy()
     return Pil.fromarray(values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
 

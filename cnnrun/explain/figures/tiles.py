@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.errors import escape
+from cnnrun.contracts.pixels import drawn_channels
 
 _GAP, _LINE_HEIGHT = 2, 16  # pixels
 _CLIPPED_SHARE = 0.002  # this share of a tile's values, the farthest from 0, is clipped
@@ -32,11 +33,13 @@ def scale_to_side(pillow_image: Any, side: int) -> Any:
 def signed_tile(values_CHW: Tensor, side: int = 84) -> Any:
     """Draw signed values: 0 is grey, the farthest from 0 are black or white (or a colour for three channels).
 
+    Of other channels, those that `to_pillow` draws of an image are shown.
+
     The scale ignores the farthest two in a thousand, so that a single pixel does not leave all others grey.
     """
     from PIL import Image as Pil
 
-    values = values_CHW.detach().float().cpu().numpy()
+    values = values_CHW[drawn_channels(len(values_CHW))].detach().float().cpu().numpy()
     max_value = np.quantile(np.abs(values), 1 - _CLIPPED_SHARE, method="higher") or np.abs(values).max() or 1.0
     pixels = np.rint(127.5 + 127.5 * (values / max_value).clip(-1, 1)).astype(np.uint8)
     if len(pixels) == 3:

@@ -113,7 +113,7 @@ def cut_faces(
     if draw_folder is not None and draw_folder.resolve() == out.resolve():
         raise ConfigError(f"--draw and --out {escape(str(out))}: would replace each other's files; give two folders")
     _make_empty_folder(out)
-    draw, names, rows = overlay_drawer(draw_folder, reader.image), set[Path](), list[list[Any]]()
+    draw, names, rows = overlay_drawer(draw_folder, reader.image, 3), set[Path](), list[list[Any]]()
     try:
         for path, root in photos:
             try:

@@ -132,7 +132,9 @@ class FaceReader:
 def read_photo(path: Path, settings: ImageSettings) -> Any:
     """Read a photo as an upright RGB Pillow image. Raises DataError."""
     with image_errors(str(path)):
-        return decode_image(read_image_bytes(path), 3, settings).pillow_image
+        eight_bits = settings.model_copy(update={"bits": 8, "white": None})  # as the cascade takes photos
+        (photo,) = decode_image(read_image_bytes(path), 3, eight_bits).pillow_images
+        return photo
 
 
 def describe_problem(pixels_HWC: NDArray[np.uint8], score: float, eye_distance_px: float) -> str:

@@ -180,7 +180,7 @@ def _identify_in_photos(
     folder: Path | None,
 ) -> Iterator[PredictedFile]:
     """Identify everybody in each photo, and draw the photos into `folder` if it is given."""
-    draw = overlay_drawer(folder, embedder.trained.image)
+    draw = overlay_drawer(folder, embedder.trained.image, 3)
     for path in paths:
         try:
             faces = embedder.embed_photo(path)

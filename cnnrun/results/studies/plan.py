@@ -69,7 +69,9 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     sample_count = sum(len(split) for split in source_index.source_splits())
     plan |= {
         "decode_seconds": round(undecoded * decoding_seconds / decoded, 1),
-        "cache_mib": round(sample_count * _sample_bytes(source_index, facts) / 2**20, 1) if undecoded else 0.0,
+        "cache_mib": round(sample_count * _sample_bytes(experiment, source_index, facts) / 2**20, 1)
+        if undecoded
+        else 0.0,
         "peak_memory_mib": peak_memory_mib(device)
         + _remaining_memory_mib(experiment, source_index, facts, decoded if undecoded else int(speed["read"]), device),
     }
@@ -105,11 +107,12 @@ def _undecoded_count(experiment: Experiment, split: Split) -> int:
     return len(split) if has_undecoded_masks or needs_decoding(split, shape) else 0
 
 
-def _sample_bytes(source_index: SourceIndex, facts: DataFacts) -> int:
+def _sample_bytes(experiment: Experiment, source_index: SourceIndex, facts: DataFacts) -> int:
     """Bytes of a decoded image, and of its mask if the images have masks."""
     channels, height, width = facts.image_shape
     has_masks = any(split.masks is not None for split in source_index.source_splits())
-    return (channels + has_masks) * height * width
+    pixel_bytes = experiment.data.image.pixel_format.dtype.itemsize
+    return (pixel_bytes * channels + has_masks) * height * width
 
 
 def _sample_index(source_index: SourceIndex) -> SourceIndex:
@@ -200,7 +203,7 @@ def _remaining_memory_mib(
     experiment: Experiment, source_index: SourceIndex, facts: DataFacts, decoded_count: int, device: torch.device
 ) -> int:
     """MiB of decoded images that a whole training holds in memory beyond the short training's `decoded_count`."""
-    sample_bytes = _sample_bytes(source_index, facts)
+    sample_bytes = _sample_bytes(experiment, source_index, facts)
     file_count = sum(len(split) for split in source_index.source_splits() if not isinstance(split.images, np.ndarray))
     if device.type == "cuda" or not file_count or file_count * sample_bytes > experiment.data.memory_gib * 2**30:
         return 0

@@ -12,7 +12,7 @@ import torch
 from cnnrun.base.progress import say
 from cnnrun.data.dataset import Examples
 from cnnrun.data.decode import Decoder
-from cnnrun.data.storage import DecodingStore
+from cnnrun.data.image_stores import DecodingStore
 from cnnrun.results.studies.sample_trainings import CheckResult, SelftestContext
 from cnnrun.training import checkpoints
 from cnnrun.training.loop import fit

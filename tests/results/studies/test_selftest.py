@@ -93,7 +93,7 @@ def test_a_resume_that_restores_weights_alone_fails(monkeypatch):
 
 
 def test_images_that_depend_on_the_workers_fail(monkeypatch):
-    from cnnrun.data.storage import DecodingStore
+    from cnnrun.data.image_stores import DecodingStore
 
     real = DecodingStore.take
     monkeypatch.setattr(DecodingStore, "take", lambda self, rows: real(self, rows.flip(0)))

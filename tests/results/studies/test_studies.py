@@ -26,7 +26,7 @@ from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.stored_facts import parse_choices, parse_stored_facts
 from cnnrun.data.decode import Decoder
-from cnnrun.data.storage import MemoryStore
+from cnnrun.data.image_stores import MemoryStore
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.explain.figures.png import write_plots

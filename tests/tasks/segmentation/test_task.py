@@ -145,7 +145,7 @@ def test_a_prediction_returns_to_the_pixels_of_its_image(fit):
     rng, settings = np.random.default_rng(0), ImageSettings(fit=fit)
     original = rng.integers(0, 4, (20, 30), dtype=np.uint8)
     size = (60, 90) if fit == "stretch" else (90, 90)
-    fitted = fit_mask(image_from_pixels(original[:, :, None], 1), size, settings)[:, :, 0]
+    fitted = fit_mask(image_from_pixels(original[:, :, None], 1, settings), size, settings)[:, :, 0]
     found = SegmentPrediction(fitted, compute_view((20, 30), size, settings), NAMES).class_map()
     assert found.shape == original.shape
     seen = found != IGNORED
