@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MAX_WHITE = 65_535
+MIN_BLACK, MAX_SIGNED = -32_768, 32_767  # of int16
 
 
 def drawn_channels(channels: int) -> slice:
@@ -19,14 +20,20 @@ def drawn_channels(channels: int) -> slice:
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """Format of stored pixels: whole numbers from 0 to `white`, which the network takes as 0..255."""
+    """Format of stored pixels: levels above `black`, from 0 to white - black, which the network takes as 0..255."""
 
     white: int = 255
+    black: int = 0
+
+    @property
+    def span(self) -> int:
+        """The level that the network takes as 255."""
+        return self.white - self.black
 
     @property
     def is_deep(self) -> bool:
         """Return whether a pixel takes 16 bits."""
-        return self.white > 255
+        return self.span > 255
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -34,23 +41,33 @@ class PixelFormat:
         return np.dtype(np.uint16 if self.is_deep else np.uint8)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """PyTorch's type of stored pixels."""
-        return torch.uint16 if self.is_deep else torch.uint8
+    def file_dtype(self) -> np.dtype[Any]:
+        """NumPy's type of pixels in files, which are stored pixels with `black` added."""
+        return np.dtype(np.int16) if self.black < 0 else self.dtype
 
     @property
     def levels_per_grey(self) -> float:
-        """The number of stored levels between two of the network's: 1 for 8 bits, 257 for all of 16 bits."""
-        return self.white / 255
+        """The number of levels between two of the network's: 1 for 8 bits, 257 for all of 16 bits."""
+        return self.span / 255
 
     def to_network(self, pixels: Tensor) -> Tensor:
         """Convert stored pixels to values 0..255: 16 bits to float32. Others, such as frozen features, stay."""
-        # In this order the product is exact, so that white becomes 255 and the quotient is the nearest number.
-        return pixels.float() * 255 / self.white if pixels.dtype == torch.uint16 else pixels
+        return self._scale(pixels.float()) if pixels.dtype == torch.uint16 else pixels
 
-    def to_stored(self, values: Tensor) -> Tensor:
-        """Convert values 0..255, as `to_network` gives them, to stored pixels."""
-        return (values.double() * self.levels_per_grey).round().to(self.torch_dtype) if self.is_deep else values.byte()
+    def from_file(self, pixels: Tensor) -> Tensor:
+        """Convert pixels of a file, in `file_dtype`, to values 0..255 in float32."""
+        return self._scale(pixels.float() - self.black) if self.is_deep else pixels.float()
+
+    def to_file(self, values: Tensor) -> Tensor:
+        """Convert values 0..255, as `from_file` gives them, to pixels of a file."""
+        if not self.is_deep:
+            return values.byte()
+        pixels = (values.double() * self.levels_per_grey).round() + self.black
+        return pixels.to(torch.int16 if self.black < 0 else torch.uint16)
+
+    def _scale(self, levels: Tensor) -> Tensor:
+        # In this order the product is exact, so that white becomes 255 and the quotient is the nearest number.
+        return levels * 255 / self.span
 
 
 EIGHT_BITS = PixelFormat()

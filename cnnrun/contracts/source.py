@@ -30,7 +30,7 @@ ClassNames = Annotated[list[str], AfterValidator(_check_distinct)]
 
 @dataclass(frozen=True)
 class Split:
-    """Undecoded samples: image files, or arrays of uint8 or uint16 [N, H, W, C], with one row of targets each.
+    """Undecoded samples: image files, or arrays of uint8, uint16 or int16 [N, H, W, C], with one row of targets each.
 
     `origin` names the source in messages about images that have no file. Samples of one group (a patient, a camera, a
     session) must all be in the same split.

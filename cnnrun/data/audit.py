@@ -72,7 +72,7 @@ def audit_dataset(data: Data, dataset: Dataset, progress: ProgressBar) -> dict[s
         *_near_duplicate_findings(table, samples, records),
         *_file_findings(samples, records),
         *_class_name_findings(classes),
-        *_grey_level_findings(samples, records),
+        *(() if data.image.pixel_format.is_deep else _grey_level_findings(samples, records)),
     ]
     return {
         "pictures": {split: len(examples) for split, examples in dataset.splits.items()},

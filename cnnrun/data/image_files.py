@@ -133,10 +133,10 @@ def decode_image(data: bytes, channels: int, settings: ImageSettings, size: Heig
     With `size`, the network's input, a JPEG that is much larger is made smaller while it is decoded.
     """
     if settings.pixel_format.is_deep or channels not in (1, 3) or not _is_known_to_pillow(data):
-        planes = _read_planes(data, channels, settings)
+        planes = read_planes(data, channels, settings)
         stored_size = planes.pixels_HWP.shape[:2]
         original_size = stored_size[::-1] if planes.orientation > 4 else stored_size
-        return decode_planes(planes, channels, settings.pixel_format, settings.background, original_size)
+        return decode_planes(planes, channels, settings, original_size)
     with open_image(data, settings) as (image, orientation):
         original_size = upright_size(image, orientation)
         box = scale_while_decoding(image, orientation, size, settings) if size else None
@@ -166,7 +166,7 @@ def image_from_pixels(pixels: NDArray[Any], channels: int, settings: ImageSettin
     """Make a `DecodedImage` of pixels [H, W, C], uint8 or uint16, that are in memory already."""
     size = (pixels.shape[0], pixels.shape[1])
     if settings.pixel_format.is_deep or pixels.dtype != np.uint8 or {channels, pixels.shape[2]} - {1, 3}:
-        return decode_planes(Planes(pixels, "", ""), channels, settings.pixel_format, settings.background, size)
+        return decode_planes(Planes(pixels, "", ""), channels, settings, size)
     image = _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     return DecodedImage((image.convert("L" if channels == 1 else "RGB"),), size, "", image.mode, 1)
 
@@ -241,8 +241,8 @@ def image_errors(name: str) -> Iterator[None]:
         raise data_error(f"cannot be decoded: {escape(str(error))}") from None
 
 
-def _read_planes(data: bytes, channels: int, settings: ImageSettings) -> Planes:
-    """Read an image file with all its channels and bits."""
+def read_planes(data: bytes, channels: int, settings: ImageSettings) -> Planes:
+    """Read an image file with all its channels and bits. Call it within `image_errors`."""
     if is_npy(data):
         return read_npy_planes(data, channels)
     if not _is_known_to_pillow(data):

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -23,9 +23,8 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.errors import escape
 from cnnrun.base.extras import missing_package
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.contracts.pixels import PixelFormat
 from cnnrun.data.image_geometry import DecodedImage, turn_upright
-from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError
+from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
 from cnnrun.data.npy_headers import read_npy_header
 
 MAX_VALUES = 3 * MAX_PIXELS  # of all planes
@@ -39,7 +38,7 @@ _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as Pillow's "L"
 
 @dataclass(frozen=True)
 class Planes:
-    """The pixels of an image file as stored, uint8 or uint16 [H, W, P].
+    """The pixels of an image file, uint8, uint16 or int16 [H, W, P].
 
     `has_alpha`: the last plane is opacity. `is_colour`: one or three planes are grey or RGB, and not anything else.
     """
@@ -116,7 +115,7 @@ def read_npy_planes(data: bytes, channels: int) -> Planes:
         pixels = pixels[:, :, None]
     elif pixels.shape[2] != channels and pixels.shape[0] == channels:
         pixels = pixels.transpose(1, 2, 0)
-    pixels_HWP = _to_unsigned(pixels)
+    pixels_HWP = _to_known_kind(pixels)
     return Planes(pixels_HWP, "NPY", _mode(pixels_HWP))
 
 
@@ -156,7 +155,7 @@ def read_tiff_planes(data: bytes) -> Planes:
     plane_axes = axes.replace("Y", "").replace("X", "")
     if plane_axes:
         pixels = np.moveaxis(pixels, axes.index(plane_axes), -1)
-    pixels_HWP = _to_unsigned(pixels if plane_axes else pixels[:, :, None])
+    pixels_HWP = _to_known_kind(pixels if plane_axes else pixels[:, :, None])
     is_colour = page.photometric in (_TIFF_GREY, _TIFF_RGB) and plane_axes in ("", "S")
     return Planes(pixels_HWP, "TIFF", _mode(pixels_HWP), orientation, is_colour=is_colour)
 
@@ -212,48 +211,53 @@ def _import_tifffile() -> Any:
     return tifffile
 
 
-def decode_planes(
-    planes: Planes, channels: int, pixel_format: PixelFormat, background: int, size: HeightWidth
-) -> DecodedImage:
-    """Make an image of `channels` channels in a pixel format from the planes of a file; `size` is that of the file.
+def decode_planes(planes: Planes, channels: int, settings: ImageSettings, size: HeightWidth) -> DecodedImage:
+    """Make an image of `channels` channels from the planes of a file; `size` is that of the upright file.
 
-    Raises ImageRefusedError if it has other channels, or values above white.
+    Raises ImageRefusedError if it has other channels, or values outside of black and white that are not clipped.
     """
     from PIL import Image as Pil
 
-    peak = int(planes.pixels_HWP.max()) if planes.pixels_HWP.dtype == np.uint16 else 0
-    pixels = _match_channels(_match_levels(planes.pixels_HWP, pixel_format), planes, channels, pixel_format, background)
+    pixel_format = settings.pixel_format
+    peak = 0 if planes.pixels_HWP.dtype == np.uint8 else max(0, int(planes.pixels_HWP.max()))
+    pixels = _match_levels(_match_channels(planes, channels, settings), settings)
     dtype = np.float32 if pixel_format.is_deep else np.uint8
     images = [Pil.fromarray(np.ascontiguousarray(pixels[:, :, index], dtype)) for index in range(channels)]
     upright = tuple(turn_upright(image, planes.orientation) for image in images)
     return DecodedImage(upright, size, planes.format, planes.mode, planes.orientation, peak, pixel_format=pixel_format)
 
 
-def _match_levels(pixels: NDArray[Any], pixel_format: PixelFormat) -> NDArray[Any]:
-    """Convert stored levels to those of a pixel format. Raises ImageRefusedError for values above its white."""
-    is_deep = pixels.dtype == np.uint16
+def _match_levels(pixels_HWP: NDArray[Any], settings: ImageSettings) -> NDArray[Any]:
+    """Convert the levels of a file to stored ones. Raises ImageRefusedError for values outside of black and white."""
+    pixel_format = settings.pixel_format
+    if pixels_HWP.dtype == np.uint8 and not pixel_format.is_deep:
+        return pixels_HWP
+    if pixels_HWP.dtype == np.uint8:
+        levels: NDArray[Any] = np.rint(pixels_HWP * pixel_format.levels_per_grey).astype(pixel_format.dtype)
+        return levels
+    low, high = int(pixels_HWP.min()), int(pixels_HWP.max())
     if not pixel_format.is_deep:
-        return (pixels // 257).astype(np.uint8) if is_deep else pixels
-    if not is_deep:
-        scaled: NDArray[Any] = np.rint(pixels * pixel_format.levels_per_grey).astype(np.uint16)
-        return scaled
-    if (peak := int(pixels.max())) > pixel_format.white:
-        raise ImageRefusedError(f"has the value {peak:,}, above data.image.white ({pixel_format.white:,})")
-    return pixels
+        if low < 0:
+            raise ImageRefusedError(f"has the value {low:,}; give data.image.bits: 16, and black")
+        return (pixels_HWP // 257).astype(np.uint8)
+    if low < pixel_format.black and not settings.clip:
+        raise ImageRefusedError(f"has the value {low:,}, below data.image.black ({pixel_format.black:,})")
+    if high > pixel_format.white and not settings.clip:
+        raise ImageRefusedError(f"has the value {high:,}, above data.image.white ({pixel_format.white:,})")
+    shifted = pixels_HWP.astype(np.int32).clip(pixel_format.black, pixel_format.white) - pixel_format.black
+    return shifted.astype(np.uint16)
 
 
-def _match_channels(
-    pixels_HWP: NDArray[Any], planes: Planes, channels: int, pixel_format: PixelFormat, background: int
-) -> NDArray[Any]:
+def _match_channels(planes: Planes, channels: int, settings: ImageSettings) -> NDArray[Any]:
     """Convert grey to RGB or back, over the background where there is opacity. Raises ImageRefusedError otherwise."""
+    pixels_HWP, has_alpha = planes.pixels_HWP, planes.has_alpha
+    if pixels_HWP.shape[2] == channels:
+        return pixels_HWP
+    if channels in (1, 3) and has_alpha:
+        pixels_HWP, has_alpha = _lay_over_background(pixels_HWP, settings), False
     count = pixels_HWP.shape[2]
     if count == channels:
         return pixels_HWP
-    if channels in (1, 3) and planes.has_alpha:
-        opacity = pixels_HWP[:, :, -1:] / pixel_format.white
-        paper = background * pixel_format.levels_per_grey
-        opaque = np.rint(pixels_HWP[:, :, :-1] * opacity + paper * (1 - opacity)).astype(pixels_HWP.dtype)
-        return _match_channels(opaque, replace(planes, has_alpha=False), channels, pixel_format, background)
     if (count, channels) == (1, 3) and planes.is_colour:
         return pixels_HWP.repeat(3, 2)
     if (count, channels) == (3, 1) and planes.is_colour:
@@ -262,17 +266,24 @@ def _match_channels(
     raise ImageRefusedError(f"has {format_count(count, 'channel')}; data.image.channels is {channels}")
 
 
-def _to_unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Pixels as uint8 or uint16 in this machine's byte order. Raises ImageRefusedError for other kinds of numbers."""
-    is_signed = pixels.dtype.kind == "i" and pixels.dtype.itemsize == 2
-    if is_signed and pixels.min() >= 0:
-        return pixels.astype(np.uint16)
-    if is_signed:
-        raise ImageRefusedError(f"has the value {pixels.min():,}; pixels are 0..65,535")
-    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+def _lay_over_background(pixels_HWP: NDArray[Any], settings: ImageSettings) -> NDArray[Any]:
+    """Lay the planes over the background by the last one, their opacity."""
+    pixel_format, full = settings.pixel_format, np.iinfo(pixels_HWP.dtype).max
+    paper = settings.background * full / 255
+    if pixel_format.is_deep and pixels_HWP.dtype != np.uint8:
+        paper = pixel_format.black + settings.background * pixel_format.levels_per_grey
+    opacity = pixels_HWP[:, :, -1:] / full
+    opaque: NDArray[Any] = np.rint(pixels_HWP[:, :, :-1] * opacity + paper * (1 - opacity)).astype(pixels_HWP.dtype)
+    return opaque
+
+
+def _to_known_kind(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels as uint8, uint16 or int16 in this machine's byte order. Raises ImageRefusedError for other kinds."""
+    dtype = pixels.dtype.newbyteorder("=")
+    if dtype not in (np.uint8, np.uint16, np.int16):
         raise ImageRefusedError(f"pixels of kind {pixels.dtype} have no agreed range; save it as 8 or 16 bit")
-    unsigned: NDArray[Any] = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return unsigned
+    known: NDArray[Any] = pixels.astype(dtype, copy=False)
+    return known
 
 
 def _mode(pixels_HWP: NDArray[Any]) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cnnrun.config.spec import SizePair, Spec
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.contracts.pixels import EIGHT_BITS, MAX_WHITE, PixelFormat
+from cnnrun.contracts.pixels import EIGHT_BITS, MAX_SIGNED, MAX_WHITE, MIN_BLACK, PixelFormat
 
 MAX_PIXELS = 50_000_000
 
@@ -27,9 +27,14 @@ class ImageSettings(Spec):
 those of the source."""
     bits: Literal[8, 16] = 8
     """`16` keeps the levels of 16-bit files; with `8` they are reduced to 256."""
-    white: int | None = Field(None, ge=256, le=MAX_WHITE)
+    white: int | None = Field(None, le=MAX_WHITE)
     """With `bits: 16`, the largest value of a pixel, which the network takes as 255: 4095 for a camera of 12 bits. \
-By default 65535. Files with larger values are refused."""
+By default 65535."""
+    black: int = Field(0, ge=MIN_BLACK, le=MAX_WHITE - 256)
+    """With `bits: 16`, the smallest value of a pixel, which the network takes as 0: -1024 for a CT scanner."""
+    clip: bool = False
+    """With `bits: 16`, take values below black as black and those above white as white; otherwise their files are \
+refused."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     """For images of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
     crop_pct: float = Field(1.0, gt=0, le=1)
@@ -46,12 +51,20 @@ By default 65535. Files with larger values are refused."""
     @property
     def pixel_format(self) -> PixelFormat:
         """Format of the decoded pixels."""
-        return PixelFormat(self.white or MAX_WHITE) if self.bits == 16 else EIGHT_BITS
+        if self.bits == 8:
+            return EIGHT_BITS
+        highest = MAX_WHITE if self.black >= 0 else MAX_SIGNED
+        return PixelFormat(highest if self.white is None else self.white, self.black)
 
     @model_validator(mode="after")
-    def _check_white(self) -> Self:
-        if self.white is not None and self.bits != 16:
-            raise ValueError("white is for images that are kept at 16 bits; add `bits: 16` or remove it")
+    def _check_range(self) -> Self:
+        names = [name for name in ("white", "black", "clip") if getattr(self, name) not in (None, 0, False)]
+        if names and self.bits != 16:
+            raise ValueError(f"{names[0]} is for images that are kept at 16 bits; add `bits: 16` or remove it")
+        if self.bits == 16 and not self.pixel_format.is_deep:
+            raise ValueError("white must be at least 256 above black")
+        if self.black < 0 and self.pixel_format.white > MAX_SIGNED:
+            raise ValueError(f"with a black below 0, white can be {MAX_SIGNED:,} at the most")
         return self
 
     @field_validator("size")

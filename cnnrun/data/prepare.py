@@ -315,7 +315,9 @@ def _input_mean_std(image_settings: ImageSettings, dataset: Dataset) -> tuple[tu
 
 
 def _dark_image_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[str]:
-    if stored.records is None or (peak := narrow_peak(stored.records()["peak"][examples.rows.numpy()])) is None:
+    if stored.images.pixel_format.is_deep or stored.records is None:
+        return []
+    if (peak := narrow_peak(stored.records()["peak"][examples.rows.numpy()])) is None:
         return []
     return [f"the 16-bit images of {split} {describe_dark_images(peak)}"]
 

@@ -34,6 +34,7 @@ from cnnrun.data.image_records import digest, record_dtype
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.image_stores import DecodingStore, DiskStore, ImageStore, MemoryStore, map_file
 
+_NOT_DECODING = {"size", "channels", "mean", "std", "bits", "white", "black", "clip"}  # in a key by other words, or not
 _DECODER_VERSION = 6  # raise it when the same file would be decoded to other pixels, or get another record
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
@@ -118,7 +119,9 @@ def _ready_pixels(split: Split | Masks, decoder: Decoder) -> NDArray[Any] | None
     images, shape, pixel_format = split.images, decoder.shape, decoder.pixel_format
     if not isinstance(images, np.ndarray) or images.shape[1:] != (*shape[1:], shape[0]):
         return None
-    if images.dtype != pixel_format.dtype or (pixel_format.is_deep and images.max(initial=0) > pixel_format.white):
+    is_shifted = pixel_format.black != 0
+    is_outside = pixel_format.is_deep and images.max(initial=0) > pixel_format.white
+    if images.dtype != pixel_format.dtype or is_shifted or is_outside:
         return None
     return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
 
@@ -218,10 +221,10 @@ def _cache_key(
     split: Split | Masks, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
 ) -> str:
     """A digest of the files and of every setting that affects the decoded pixels."""
-    pixel_settings = image_settings.model_dump(exclude={"size", "channels", "mean", "std", "bits", "white"})
+    pixel_settings = image_settings.model_dump(exclude=_NOT_DECODING)
     decoding = repr((_DECODER_VERSION, cache.FORMAT_VERSION, shape, pixel_settings))
     if isinstance(split, Masks):
         decoding += repr(split.class_of_value)
     elif image_settings.pixel_format.is_deep:
-        decoding += repr(image_settings.pixel_format)
+        decoding += repr((image_settings.pixel_format, image_settings.clip))
     return hashlib.sha256(content_digest(split, listing) + decoding.encode()).hexdigest()[:32]

@@ -83,7 +83,7 @@ def _results_function(artefact: Artefact, trained: TrainedNetwork) -> Callable[[
     names = list(trained.task.predicting.result_shapes())
 
     def compute_results(images_BCHW: Tensor) -> Results:
-        pixels = trained.image.pixel_format.to_stored(images_BCHW.permute(0, 2, 3, 1).cpu())
+        pixels = trained.image.pixel_format.to_file(images_BCHW.permute(0, 2, 3, 1).cpu())
         values = artefact(pixels.numpy())
         return {name: torch.from_numpy(value).to(trained.device) for name, value in zip(names, values, strict=True)}
 

@@ -32,6 +32,8 @@ Resize images of another size first: {resize}.
 from __future__ import annotations
 '''
 
+_VALUES = "pixels.permute(0, 3, 1, 2).float()"
+
 _CHAIN = '''
 def chain(**layers: nn.Module) -> nn.Sequential:
     """Build named layers that run one after the other."""
@@ -47,7 +49,7 @@ class Deployed(nn.Module):
         self.network, self.decoder, self.classes = network(), decoder(), list[str]()
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        results: dict[str, Tensor] = self.decoder(self.network(pixels.permute(0, 3, 1, 2).float(){scale}))
+        results: dict[str, Tensor] = self.decoder(self.network({values}))
         return results
 
 
@@ -131,8 +133,10 @@ def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str,
         _function_text("decoder", constructor_call(module.decoder)),
         _TAIL.format(
             results=", ".join(names),
-            dtype=pixel_format.dtype,
-            scale=f" * 255 / {pixel_format.white}" if pixel_format.is_deep else "",
+            dtype=pixel_format.file_dtype,
+            values=f"({_VALUES} - {pixel_format.black}) * 255 / {pixel_format.span}"
+            if pixel_format.is_deep
+            else _VALUES,
         ),
     ]
     return "\n".join(pieces)

@@ -29,7 +29,7 @@ def export_network(
     make_folder(path.parent)
     module = ExportedNetwork(trained).eval()
     names = list(trained.task.predicting.result_shapes())
-    example = torch.zeros(2, *pixel_shape(trained), dtype=trained.image.pixel_format.torch_dtype, device=trained.device)
+    example = trained.image.pixel_format.to_file(torch.zeros(2, *pixel_shape(trained))).to(trained.device)
     record_path = path.with_name(export_format.record)
     # In a temporary folder, so that a process that is killed leaves nothing beside `path`.
     with TemporaryDirectory(prefix="cnnrun-export-") as folder:
@@ -62,11 +62,12 @@ def artefact_metadata(trained: TrainedNetwork) -> dict[str, Any]:
     """Metadata of an artefact: its task, classes and input, and the version and step that it comes from."""
     channels, height, width = trained.facts.image_shape
     image, channel_names = trained.image, {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    levels = f", 0 to {image.pixel_format.white:,}" if image.pixel_format.is_deep else ""
+    pixel_format = image.pixel_format
+    levels = f", {pixel_format.black:,} to {pixel_format.white:,}" if pixel_format.is_deep else ""
     return {
         "task": trained.task.kind,
         "classes": list(trained.facts.classes),
-        "input": f"{image.pixel_format.dtype} [batch, {height}, {width}, {channels}], {channel_names}{levels}",
+        "input": f"{pixel_format.file_dtype} [batch, {height}, {width}, {channels}], {channel_names}{levels}",
         "resize": f"{_describe_fit(image)}, bilinear with antialiasing (Pillow), background {image.background}",
         "cnnrun": __version__,
         "step": trained.step,

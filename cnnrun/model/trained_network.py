@@ -92,7 +92,7 @@ class TrainedNetwork:
 class ExportedNetwork(nn.Module):
     """The module to export: pixels [B, H, W, C], as from any image decoder -> the task's results, in order.
 
-    The pixels are uint8, or uint16 for a network whose images keep 16 bits.
+    The pixels are uint8, or uint16 (int16 with a black below 0) for a network whose images keep 16 bits.
     """
 
     def __init__(self, trained: TrainedNetwork) -> None:
@@ -101,5 +101,5 @@ class ExportedNetwork(nn.Module):
         self.pixel_format = trained.image.pixel_format
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        values = self.pixel_format.to_network(pixels.permute(0, 3, 1, 2)).float()
+        values = self.pixel_format.from_file(pixels.permute(0, 3, 1, 2))
         return tuple(self.decoder(self.network(values)).values())

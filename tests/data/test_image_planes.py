@@ -218,13 +218,15 @@ def test_every_stored_level_survives_the_way_to_the_network_and_back(white, leve
     stored = torch.tensor([min(level, white), 0, white], dtype=torch.int32).to(torch.uint16)
     values = pixel_format.to_network(stored)
     assert values[1:].tolist() == [0.0, 255.0]
-    assert torch.equal(pixel_format.to_stored(values).int(), stored.int())
+    assert torch.equal(pixel_format.to_file(values).int(), stored.int())
+    assert torch.equal(pixel_format.from_file(stored), values)
 
 
 def test_eight_bits_stay_as_they_are():
     stored = torch.arange(256).byte()
     assert PixelFormat().to_network(stored) is stored
-    assert torch.equal(PixelFormat().to_stored(stored.float()), stored)
+    assert torch.equal(PixelFormat().to_file(stored.float()), stored)
+    assert torch.equal(PixelFormat().from_file(stored), stored.float())
 
 
 def test_white_is_the_largest_value(tmp_path):
@@ -237,9 +239,41 @@ def test_white_is_the_largest_value(tmp_path):
         load(path, 1, ImageSettings(bits=16, white=4094))
 
 
-def test_white_needs_16_bits():
-    with pytest.raises(ValueError, match="white is for images that are kept at 16 bits"):
-        ImageSettings(white=4095)
+def test_black_is_the_smallest_value_also_below_0(tmp_path):
+    pixels = np.random.default_rng(0).integers(-1000, 3001, (*SIZE, 1)).astype(np.int16)
+    pixels[0, :2, 0] = -1000, 3000
+    path, settings = save_npy(tmp_path / "a.npy", pixels), ImageSettings(bits=16, black=-1000, white=3000)
+    values = to_network_batch([load(path, 1, settings)], settings, torch.device("cpu"))
+    assert torch.allclose(values[0, 0].double(), torch.from_numpy((pixels[:, :, 0] + 1000.0) / 4000 * 255), atol=1e-4)
+    stored = torch.from_numpy(pixels)
+    from_file = settings.pixel_format.from_file(stored)
+    assert torch.equal(from_file.permute(2, 0, 1), values[0])
+    assert torch.equal(settings.pixel_format.to_file(from_file), stored)
+    with pytest.raises(DataError, match=r"a.npy: has the value -1,000, below data.image.black \(-999\)"):
+        load(path, 1, ImageSettings(bits=16, black=-999, white=3000))
+
+
+def test_values_outside_are_clipped_where_that_is_asked_for(tmp_path):
+    pixels = np.array([[-9999, -1, 0, 7], [100, 4095, 4096, 30_000]] * 4, np.int16)[:, :, None]
+    path = save_npy(tmp_path / "a.npy", pixels)
+    clipped = load(path, 1, ImageSettings(bits=16, white=4095, clip=True), size=(8, 4))
+    assert np.array_equal(clipped, pixels.clip(0, 4095))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"white": 4095}, "white is for images that are kept at 16 bits"),
+        ({"black": -1024}, "black is for images that are kept at 16 bits"),
+        ({"clip": True}, "clip is for images that are kept at 16 bits"),
+        ({"bits": 16, "white": 255}, "white must be at least 256 above black"),
+        ({"bits": 16, "white": 900, "black": 700}, "white must be at least 256 above black"),
+        ({"bits": 16, "white": 40_000, "black": -1}, "with a black below 0, white can be 32,767 at the most"),
+    ],
+)
+def test_ranges_that_mean_nothing_are_refused(settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        ImageSettings(**settings)
 
 
 # --- refused files ----------------------------------------------------------------------------------------------------
@@ -250,7 +284,7 @@ def test_white_needs_16_bits():
     [
         (np.zeros((9, 9, 5), np.float32), "pixels of kind float32 have no agreed range"),
         (np.zeros((9, 9, 5), np.uint32), "pixels of kind uint32 have no agreed range"),
-        (np.full((9, 9, 5), -3, np.int16), "has the value -3; pixels are 0..65,535"),
+        (np.full((9, 9, 5), -3, np.int16), r"has the value -3, below data.image.black \(0\)"),
         (np.zeros((9,), np.uint8), r"has the shape \[9\]; expected \[height, width\]"),
         (np.zeros((2, 9, 9, 5), np.uint8), r"has the shape \[2, 9, 9, 5\]"),
         (np.zeros((0, 9, 5), np.uint8), "has no pixels"),

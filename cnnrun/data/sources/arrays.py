@@ -38,8 +38,9 @@ ArrayNames = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class Arrays(SourceSpec):
-    """A .npz file with arrays of images, uint8 or uint16 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
+    """A .npz file with arrays of images, [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
 
+    Images are uint8, or uint16 and int16 for 16 bits.
     With `numbers` the second array holds numbers [N, T]; with `labels` it holds 0 and 1 [N, K].
     """
 
@@ -144,13 +145,13 @@ def _refuse_large_archive(path: Path) -> None:
 
 
 def _read_images(path: Path, file: Any, name: str) -> NDArray[Any]:
-    """The images in array `name`, uint8 or uint16 [N, H, W, C]. Raises DataError if it holds anything else."""
+    """The images in array `name`, uint8, uint16 or int16 [N, H, W, C]. Raises DataError if it holds anything else."""
     images = _read_npy_array(path, file, name)
     if images.ndim == 3:
         images = images[..., None]
-    is_known = images.dtype in (np.uint8, np.uint16) and images.ndim == 4
+    is_known = images.dtype.newbyteorder("=") in (np.uint8, np.uint16, np.int16) and images.ndim == 4
     if not is_known or not 1 <= images.shape[3] <= MAX_CHANNELS or 0 in images.shape:
-        expected = f"uint8 or uint16 [N, H, W] or [N, H, W, C], with up to {MAX_CHANNELS} channels"
+        expected = f"uint8, uint16 or int16 [N, H, W] or [N, H, W, C], with up to {MAX_CHANNELS} channels"
         raise DataError(f"{path}: {name} is {images.dtype} {list(images.shape)}; expected {expected}")
     return np.ascontiguousarray(images, images.dtype.newbyteorder("="))
 

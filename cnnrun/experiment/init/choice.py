@@ -54,7 +54,7 @@ class Choice:
         size = (
             {} if survey.has_own_size and own_channels is None else {"size": list(self.size), "channels": self.channels}
         )
-        return size | ({"bits": 16, "white": survey.white} if survey.white else {})
+        return size | survey.levels
 
     def data_section(self) -> dict[str, Any]:
         """The sections `source`, `image`, `augment` and `split`, as far as they are written."""

@@ -132,7 +132,7 @@ class FaceReader:
 def read_photo(path: Path, settings: ImageSettings) -> Any:
     """Read a photo as an upright RGB Pillow image. Raises DataError."""
     with image_errors(str(path)):
-        eight_bits = settings.model_copy(update={"bits": 8, "white": None})  # as the cascade takes photos
+        eight_bits = settings.model_copy(update={"bits": 8})  # as the cascade takes photos
         (photo,) = decode_image(read_image_bytes(path), 3, eight_bits).pillow_images
         return photo
 
