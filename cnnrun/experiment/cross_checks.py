@@ -138,7 +138,8 @@ def _find_unknown_layers(experiment: Experiment, built_network: BuiltNetwork) ->
     for path, name in ((("model", "until"), experiment.model.until), (("train", "freeze"), train.freeze)):
         if name is not None and name not in children:
             mistakes.append((path, f"no layer {name!r} in the model{did_you_mean(name, children)}"))
-    frozen = children[: children.index(train.freeze) + 1] if train.freeze in children else []
+    always_frozen = train.always_frozen
+    frozen = children[: children.index(always_frozen) + 1] if always_frozen in children else []
     frozen_prefixes = tuple(f"layers.{name}." for name in frozen)
     trainable = [name for name, _ in built_network.network.named_parameters() if not name.startswith(frozen_prefixes)]
     task = experiment.task.bind(DataFacts(_PLACEHOLDER_CLASSES, (1,), numbers=_PLACEHOLDER_NUMBERS))

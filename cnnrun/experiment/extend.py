@@ -41,7 +41,7 @@ from cnnrun.training.state import TrainingState
 # Settings that say what the checkpoint's tensors, steps and best metric mean: an extension cannot change them.
 _FIXED = (
     *("task", "data", "model", "seed", "train.batch", "train.accumulate", "train.drop_last", "train.sampler"),
-    *("train.freeze", "train.ema", "train.monitor"),
+    *("train.freeze", "train.freeze_epochs", "train.ema", "train.monitor"),
 )
 _NOT_FIXED = ("data.augment",)
 # An optimizer's settings that change no tensor of its state.

@@ -69,8 +69,9 @@ def _choose_precision(
     batch = min(spec.batch, facts.counts["train"])
     step = StepSize(max(1, batch // spec.accumulate // ranks.world_size), facts.image_shape, device)
     stores_features = False
-    if spec.freeze:
-        parts = separate_trunk(network, spec.freeze)
+    frozen = spec.always_frozen
+    if frozen:
+        parts = separate_trunk(network, frozen)
         stores_features = not recompute_reason(parts[0] if parts else None, facts, data.augment, data.memory_gib)
-    chosen: Precision = ranks.broadcast(lambda: choose_precision(network, spec.freeze, step, stores_features))
+    chosen: Precision = ranks.broadcast(lambda: choose_precision(network, frozen, step, stores_features))
     return chosen

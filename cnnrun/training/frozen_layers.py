@@ -49,7 +49,7 @@ def layers_until(network: Network, until: str | None) -> dict[str, nn.Module]:
 
 def set_training_mode(network: Network, until: str | None) -> None:
     """Put the network in training mode, except the layers up to `until`: no gradients, batch statistics or dropout."""
-    network.train()
+    network.train().requires_grad_()
     for module in layers_until(network, until).values():
         module.eval().requires_grad_(False)
 

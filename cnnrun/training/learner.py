@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,20 @@ from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.results import Measurement, Results
 from cnnrun.data.training_batches import batches_in_order
+from cnnrun.model.network import Network
 from cnnrun.model.trained_network import MeasuredNetwork
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import use_deterministic_layers
 from cnnrun.training.dtypes import autocast
 from cnnrun.training.ema import Ema
 from cnnrun.training.evaluation import measure_split
-from cnnrun.training.frozen_layers import compute_features, recompute_reason, separate_trunk, set_training_mode
+from cnnrun.training.frozen_layers import (
+    compute_features,
+    layers_until,
+    recompute_reason,
+    separate_trunk,
+    set_training_mode,
+)
 from cnnrun.training.optimizers import check_state_tensors, load_state_tensors, state_tensors
 from cnnrun.training.settings import Train
 from cnnrun.training.setup import TrainingSetup
@@ -44,16 +52,27 @@ class Learner:
         torch.manual_seed(derive_key(setup.seed, _CRITERION_SEED))  # criteria may have weights, such as class centres
         self.criterion = setup.task.learning.build_criterion().to(device)
         self.network_and_criterion = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
-        set_training_mode(self.network, spec.freeze)
-        groups = spec.optimizer.parameter_groups(trainable_parameters(self.network_and_criterion))
+        set_training_mode(self.network, spec.always_frozen)
+        groups = _parameter_groups(spec, self.network, trainable_parameters(self.network_and_criterion))
         self.parameter_names = [name for group in groups for name in group.pop("names")]
         self.optimizer = spec.optimizer.build(groups)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
         self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
         self.active_network, self.forward = self.network, compile_network(self.network, spec)
         self.buffers = list(self.network_and_criterion.buffers())
-        self.batch_norm_statistics = rank_statistics(self.network)
         self.parameters = [parameter for _, parameter in trainable_parameters(self.network_and_criterion)]
+        self._freeze_until(spec.freeze)
+
+    def freeze_for_step(self, step: int) -> None:
+        """Freeze the layers that do not learn at `step`, and no others."""
+        frozen = self.setup.spec.frozen_at(step, self.setup.steps_per_epoch)
+        if frozen != self._frozen_until:
+            self._freeze_until(frozen)
+
+    def _freeze_until(self, layer: str | None) -> None:
+        self._frozen_until = layer
+        set_training_mode(self.network, layer)
+        self.batch_norm_statistics = rank_statistics(self.network)
         self.changing_tensors = changing_tensors(self.network, self.network_and_criterion, self.ema)
 
     def autocast(self) -> torch.autocast:
@@ -162,6 +181,9 @@ class Learner:
         setup, spec, device = self.setup, self.setup.spec, self.setup.device
         if spec.freeze is None:
             return
+        if spec.freeze_epochs is not None:
+            say("the features of the frozen layers are computed again at each step: these layers learn later")
+            return
         parts = separate_trunk(self.network, spec.freeze)
         if reason := recompute_reason(parts[0] if parts else None, setup.facts, setup.augment, setup.memory_gib):
             say(f"the features of the frozen layers are computed again at each step: {reason}")
@@ -183,7 +205,7 @@ class Learner:
             with torch.inference_mode():
                 results: Results = decoder(self._evaluated_network()(batch.images).float())
         finally:  # a failure must not leave the network in evaluation mode
-            set_training_mode(self.network, self.setup.spec.freeze)
+            set_training_mode(self.network, self._frozen_until)
         return batch, results
 
     def evaluate(self, split: str, batch: int, before_batch: Callable[[], None] = lambda: None) -> Measurement:
@@ -198,7 +220,7 @@ class Learner:
         try:
             return measure_split(measured, setup.dataset.splits[split], batch, setup.ranks, False, before_batch)
         finally:
-            set_training_mode(self.network, setup.spec.freeze)
+            set_training_mode(self.network, self._frozen_until)
 
     def _evaluated_network(self) -> Callable[[Tensor], Tensor]:
         """The network in float32, with the averaged weights if there are any."""
@@ -210,6 +232,16 @@ class Learner:
             return out
 
         return forward
+
+
+def _parameter_groups(spec: Train, network: Network, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """The optimizer's groups; parameters that learn later are in groups of their own.
+
+    Fused kernels refuse a group of which only some parameters have a state.
+    """
+    later = {id(parameter) for layer in layers_until(network, spec.freeze).values() for parameter in layer.parameters()}
+    parts = [[pair for pair in named if (id(pair[1]) in later) == is_later] for is_later in (False, True)]
+    return [group for part in parts for group in spec.optimizer.parameter_groups(part)]
 
 
 def _finiteness_probe(tensors: list[Tensor], like: Tensor) -> Tensor:

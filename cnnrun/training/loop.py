@@ -132,6 +132,7 @@ class TrainingLoop:
         """Do one optimizer step."""
         state = self.state
         self.learner.criterion.set_progress(state.step / self.total_steps)
+        self.learner.freeze_for_step(state.step)
         batch = self.compute_gradients()
         self.update_weights()
         if state.step == 0:

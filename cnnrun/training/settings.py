@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from cnnrun.base.counts import format_count
@@ -45,6 +45,8 @@ memory runs out."""
     schedule: Annotated[Schedule, Kinds()] = OneCycle()
     freeze: str | None = None
     """Layers up to and including the one of this name do not learn; their batch norms keep their statistics."""
+    freeze_epochs: int | None = Field(None, ge=1)
+    """Epochs for which `freeze` holds, after which these layers learn too; by default all."""
     clip: float | None = Field(None, gt=0)
     """Scale gradients down to this norm if they exceed it."""
     ema: EmaSpec | None = None
@@ -71,6 +73,22 @@ trainings then differ slightly. Training on a CPU is always reproducible."""
     """Optimizer steps between checkpoints within an epoch; each epoch also ends with one."""
     timeout: float = Field(120.0, gt=0)
     """Seconds to wait for another rank before the run ends with an error."""
+
+    @model_validator(mode="after")
+    def _check_freeze_epochs(self) -> Self:
+        if self.freeze_epochs is not None and self.freeze is None:
+            raise ValueError("freeze_epochs says how long `freeze` holds; add `freeze` or remove it")
+        return self
+
+    @property
+    def always_frozen(self) -> str | None:
+        """The last layer that never learns, as `freeze` names it, or None."""
+        return self.freeze if self.freeze_epochs is None else None
+
+    def frozen_at(self, step: int, steps_per_epoch: int) -> str | None:
+        """The last layer that does not learn at `step`, or None."""
+        has_ended = self.freeze_epochs is not None and step >= self.freeze_epochs * steps_per_epoch
+        return None if has_ended else self.freeze
 
     def steps_per_epoch(self, images: int) -> int:
         """Number of optimizer steps in an epoch of `images`."""
@@ -128,7 +146,7 @@ def batch_problem(
     """
     micro = spec.smallest_batch(count) // accumulate
     smallest = micro // ranks
-    frozen = {id(module) for layer in layers_until(network, spec.freeze).values() for module in layer.modules()}
+    frozen = {id(module) for layer in layers_until(network, spec.always_frozen).values() for module in layer.modules()}
     trainable = [module for module in network.modules() if id(module) not in frozen]
     split = f"the smallest batch has {format_count(spec.smallest_batch(count), 'image')}, in "
     split += format_count(accumulate, "micro-batch", "micro-batches") + (f" on {ranks} ranks" if ranks > 1 else "")

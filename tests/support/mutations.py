@@ -222,7 +222,7 @@ MUTATIONS = [
     ),
     *faults("training.learner", FREEZING,
         ("frozen batch norms update their statistics after an evaluation",
-         'finally:\n            set_training_mode(self.network, setup.spec.freeze)\n\n', 'finally:\n            self.network.train()\n\n'),
+         'finally:\n            set_training_mode(self.network, self._frozen_until)\n\n', 'finally:\n            self.network.train()\n\n'),
     ),
     *faults("training.loop", f"{LEARNING} training/test_loop.py::test_the_best_checkpoint_does_not_depend_on_min_delta",
         ("an evaluation that is no better starts the waiting anew",

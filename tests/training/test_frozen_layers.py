@@ -282,3 +282,74 @@ def test_non_finite_features_of_frozen_layers_are_reported_with_the_image(tmp_pa
 def test_freezing_layers_with_random_weights_is_reported(trained_run, tmp_path, capfd):
     train_from_weights(trained_run, tmp_path, "model.until=conv1", "train.freeze=linear1")
     assert "they keep their random weights" in capfd.readouterr().err
+
+
+# --- freeze_epochs ----------------------------------------------------------------------------------------------------
+
+THAWED = [FROZEN, "train.freeze_epochs=1", "train.epochs=2", "train.keep=9", "train.schedule=constant"]
+STEPS = 17  # of an epoch of TINY
+OPTIMIZERS = [
+    "{sgd: {lr: 0.05, momentum: 0.9, nesterov: true}}",
+    "{sgd: 0.05}",
+    "{adam: 0.01}",
+    "{adamw: 0.01}",
+    "rmsprop",
+]
+
+
+def tensors_after(run: Path, step: int) -> dict[str, torch.Tensor]:
+    (path,) = [path for path in checkpoints.list_checkpoints(run / "checkpoints") if int(path.name[5:]) == step]
+    return checkpoints.load(path).parts["model"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_layers_learn_after_their_frozen_epochs_and_not_before(tmp_path, optimizer):
+    made = tiny_experiment(*THAWED, f"train.optimizer={optimizer}")
+    initial = setup_of(made, tmp_path / "job").network.state_dict()
+    run = train_tiny(tmp_path, *THAWED, f"train.optimizer={optimizer}")
+    before, after = tensors_after(run, STEPS), tensors_after(run, 2 * STEPS)
+    for name, value in before.items():
+        is_frozen = name.startswith(("layers.conv1", "normalize"))
+        assert torch.equal(value, initial[name]) == is_frozen, name
+    for name, value in after.items():
+        assert torch.equal(value, before[name]) == name.startswith("normalize"), name
+
+
+def test_the_frozen_epochs_are_those_of_a_frozen_training(tmp_path):
+    augment = "data.augment={shift: 0.1}"  # without it the features are computed once, which rounds differently
+    thawed = train_tiny(tmp_path / "thawed", *THAWED, augment)
+    frozen = train_tiny(tmp_path / "frozen", FROZEN, "train.epochs=1", "train.schedule=constant", augment)
+    expected = tensors(frozen)
+    for name, value in tensors_after(thawed, STEPS).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("step", [STEPS - 3, STEPS - 1, STEPS, STEPS + 4])
+@pytest.mark.parametrize("rich", [["train.optimizer={adamw: 0.01}", "train.ema={decay: 0.9}", "train.clip=1.0"], []])
+def test_a_resume_on_either_side_of_the_change_has_the_same_bits(tmp_path, step, rich):
+    whole = train_tiny(tmp_path / "whole", *THAWED, *rich)
+    with stop_at(step):
+        train_tiny(tmp_path / "cut", *THAWED, *rich)
+    resumed = train_run(tiny_experiment(*THAWED, *rich), tmp_path / "cut", CPU, resume=True)
+    assert digest(Path(resumed["run"])) == digest(whole)
+
+
+def test_groups_may_name_layers_that_learn_later(tmp_path):
+    group = "train.optimizer={sgd: {lr: 0.05, groups: [{params: 'layers.conv1*', lr: 0.0001}]}}"
+    run = train_tiny(tmp_path, *THAWED, group)
+    before, after = tensors_after(run, STEPS), tensors_after(run, 2 * STEPS)
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before if name.endswith("weight")}
+    assert 0 < moved["layers.conv1.conv.weight"] < 0.05 * moved["layers.linear1.linear.weight"]
+    with pytest.raises(ConfigError, match="matches no trainable parameter"):
+        tiny_experiment(FROZEN, group)
+
+
+def test_frozen_epochs_without_frozen_layers_are_refused():
+    with pytest.raises(ConfigError, match=r"freeze_epochs says how long `freeze` holds; add `freeze` or remove it"):
+        tiny_experiment("train.freeze_epochs=2")
+
+
+def test_batches_of_one_are_refused_where_batch_norms_learn_later(tmp_path):
+    tiny_experiment(FROZEN, "train.batch=1")
+    with pytest.raises(ConfigError, match="batch norm needs"):
+        train_tiny(tmp_path, *THAWED, "train.batch=1")

@@ -13,7 +13,7 @@ from cnnrun.config import yaml_reader
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.init.layers import SMALL_SIDE
-from cnnrun.experiment.init.recipes import FrozenFeatures, Recipe
+from cnnrun.experiment.init.recipes import Recipe
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import build_network, materialize
 from cnnrun.training.precision import estimate_images_per_second
@@ -45,7 +45,7 @@ class Choice:
     @property
     def seconds(self) -> float:
         """The estimated time of the training."""
-        passes = 1 if isinstance(self.recipe, FrozenFeatures) else self.epochs
+        passes = 1 if self.recipe.computes_features_once else self.epochs
         return passes * self.recipe.survey.images / self.images_per_second / STEP_TIME_SHARE
 
     def image_section(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def choose(recipe: Recipe, minutes: float) -> Choice:
     for size in reversed(sizes):
         speed = _measure_speed(recipe, size, batch)
         possible = int(STEP_TIME_SHARE * 60 * minutes * speed / count)
-        if isinstance(recipe, FrozenFeatures):
+        if recipe.computes_features_once:
             if possible or size == sizes[0]:
                 return Choice(recipe, size, most, batch, speed)
         elif possible >= fewest or size == sizes[0]:
@@ -125,7 +125,7 @@ def _measure_speed(recipe: Recipe, size: HeightWidth, batch: int) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).to(memory_format=torch.channels_last)
     speed = estimate_images_per_second(network, StepSize(batch, facts.image_shape, device))
-    return speed * _FORWARD_SPEEDUP if isinstance(recipe, FrozenFeatures) else speed / recipe.cost_factor
+    return speed * _FORWARD_SPEEDUP if recipe.computes_features_once else speed / recipe.cost_factor
 
 
 def train_section(choice: Choice, monitor: str) -> list[str]:

@@ -13,7 +13,7 @@ from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.init.choice import Choice, train_section
 from cnnrun.experiment.init.pretrained import SUGGESTED
 from cnnrun.experiment.init.reading import Reading
-from cnnrun.experiment.init.recipes import FineTuned, FrozenFeatures, TunedDetectRecipe, is_imbalanced
+from cnnrun.experiment.init.recipes import is_imbalanced
 
 
 def format_config(
@@ -51,13 +51,13 @@ def _describe_data(dataset: Dataset, findings: dict[str, Any]) -> str:
 
 
 def _speed_lines(choice: Choice, minutes: float) -> list[str]:
-    if isinstance(choice.recipe, FrozenFeatures):
+    pretrained = choice.recipe.pretrained
+    if pretrained and choice.recipe.computes_features_once:
         speed = f"{choice.images_per_second:,.0f} images/s here"
-        return [f"# The features of {choice.recipe.pretrained.network} are computed once, at about {speed}."]
-    if isinstance(choice.recipe, FineTuned | TunedDetectRecipe):
-        network = choice.recipe.pretrained.network
+        return [f"# The features of {pretrained.network} are computed once, at about {speed}."]
+    if pretrained:
         speed = f"a training step was measured at {choice.images_per_second:,.0f} images/s here"
-        return [f"# It starts from the weights of {network}; {speed}; the epochs fit {minutes:g} minutes."]
+        return [f"# It starts from the weights of {pretrained.network}; {speed}; the epochs fit {minutes:g} minutes."]
     lines = [
         f"# A training step was measured at {choice.images_per_second:,.0f} images/s here; "
         f"the epochs fit {minutes:g} minutes."

@@ -35,6 +35,11 @@ model:
   - fpn_up: {name: p4, lateral: c4}
   - fpn_up: {name: p3, lateral: c3}
 """
+_DOUBLE = """blocks:
+  double:
+    parameters: {width}
+    layers: [{repeat: {times: 2, layers: [{conv: {out_channels: $width, norm: batch, activation: relu}}]}}]
+"""
 _FACES = """model:
   - conv: {out_channels: 32, norm: batch, activation: relu}
   - max_pool: 2
@@ -67,12 +72,12 @@ def pretrained_model(network: str, weights: str, last_layer: str) -> str:
     )
 
 
-def pretrained_detector_model(network: str, weights: str, last_layer: str, laterals: tuple[str, str]) -> str:
-    """The section `model` of a detector on a zoo network; `laterals` are those of its levels p4 and p3."""
+def pretrained_detector_model(network: str, weights: str, last_layer: str, levels: tuple[str, ...]) -> str:
+    """The section `model` of a detector on a zoo network; `levels` are its layers from a half of the image's side."""
     return (
         f"model:\n  zoo: {network}\n  until: {last_layer}\n  weights: {weights}\n  layers:\n"
         "    - conv: {name: p5, out_channels: 64, kernel_size: 1, norm: batch, activation: silu}\n"
-        f"    - fpn_up: {{name: p4, lateral: {laterals[0]}}}\n    - fpn_up: {{name: p3, lateral: {laterals[1]}}}\n"
+        f"    - fpn_up: {{name: p4, lateral: {levels[3]}}}\n    - fpn_up: {{name: p3, lateral: {levels[2]}}}\n"
     )
 
 
@@ -89,15 +94,20 @@ def embedder_model(side: int) -> str:
     return text + "  - flatten\n  - dropout: 0.3\n"
 
 
+def pretrained_segmenter_model(network: str, weights: str, levels: tuple[str, ...]) -> str:
+    """The sections `blocks` and `model` of a U-Net whose first half is a zoo network, up to the last of `levels`."""
+    text = f"{_DOUBLE}model:\n  zoo: {network}\n  until: {levels[3]}\n  weights: {weights}\n  layers:\n"
+    for level, width in ((3, 64), (2, 48), (1, 32)):
+        name = f"name: merged{level}, " if level > 1 else ""
+        text += f"    - conv_transpose: {{name: up{level}, out_channels: {width}}}\n"
+        text += f"    - concat: [{levels[level - 1]}, up{level}]\n    - double: {{{name}width: {width}}}\n"
+    return text
+
+
 def segmenter_model(depth: int) -> str:
     """The sections `blocks` and `model` of a U-Net with `depth` poolings, as in configs/digit-segments.yaml."""
     widths = [12 * 2**level for level in range(depth + 1)]
-    text = """blocks:
-  double:
-    parameters: {width}
-    layers: [{repeat: {times: 2, layers: [{conv: {out_channels: $width, norm: batch, activation: relu}}]}}]
-model:
-"""
+    text = f"{_DOUBLE}model:\n"
     for level, width in enumerate(widths[:-1], 1):
         text += f"  - double: {{name: down{level}, width: {width}}}\n  - max_pool: 2\n"
     text += f"  - double: {{name: bottom, width: {widths[-1]}}}\n"

@@ -18,10 +18,10 @@ _LAST_LAYERS = {
     "resnet50": "stage4",
     "convnext_tiny": "stage4c",
 }
-_LATERALS = {
-    "mobilenet_v2": ("stage5", "stage3"),
-    "resnet18": ("stage3", "stage2"),
-    "resnet50": ("stage3", "stage2"),
+_LEVELS = {
+    "mobilenet_v2": ("stage1", "stage2", "stage3", "stage5"),
+    "resnet18": ("stem", "stage1", "stage2", "stage3"),
+    "resnet50": ("stem", "stage1", "stage2", "stage3"),
 }
 SUGGESTED = "mobilenet_v2"
 
@@ -39,9 +39,9 @@ class Pretrained:
         return _LAST_LAYERS[self.network]
 
     @property
-    def laterals(self) -> tuple[str, str] | None:
-        """The layers with a sixteenth and an eighth of the image's side, for detectors; None if they are not known."""
-        return _LATERALS.get(self.network)
+    def levels(self) -> tuple[str, str, str, str] | None:
+        """The layers with a half, a quarter, an eighth and a sixteenth of the image's side; None if unknown."""
+        return _LEVELS.get(self.network)
 
 
 def find_pretrained(file: Path | None) -> Pretrained | None:

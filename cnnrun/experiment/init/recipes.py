@@ -20,7 +20,6 @@ STEPS_PER_EPOCH = 20  # at least; a smaller batch makes more steps
 _MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
 _MIN_VAL_FOR_ACCURACY = 400  # on fewer images the loss tells checkpoints apart better than the accuracy
 _IMAGES_PER_PERSON, _MAX_PEOPLE_PER_BATCH = 4, 16
-_MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better (benchmarks/README.md)
 _COLOUR = {"brightness": 0.2, "contrast": 0.2}
 
 
@@ -45,6 +44,10 @@ class Recipe:
     """True if val and test have classes that training never shows."""
     can_use_features: ClassVar[bool] = True
     """True if the features of a network that was trained to classify serve the task."""
+    computes_features_once: ClassVar[bool] = False
+    """True if only a head learns, on features that are computed before the first step."""
+    pretrained: Pretrained | None = None
+    """The published weights that the network starts from; None from scratch."""
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
@@ -62,13 +65,6 @@ class Recipe:
         held_out = sum(part for part in self.split().values() if isinstance(part, float))
         largest = (1 - held_out) * self.survey.images / STEPS_PER_EPOCH
         return max(2, min(self.max_batch, 1 << int(math.log2(max(1.0, largest)))))
-
-    def from_weights(self, pretrained: Pretrained) -> list[Recipe]:
-        """The recipes that start from published weights, the first choice first; the last one fits any time."""
-        if not self.can_use_features:
-            return []
-        features = FrozenFeatures(self, pretrained)
-        return [FineTuned(self, pretrained), features] if self.survey.images >= _MIN_IMAGES_TO_TUNE else [features]
 
     def train(self, batch: int) -> list[str]:
         """Lines of the section `train`, without epochs, batch and monitor."""
@@ -198,9 +194,6 @@ class DetectRecipe(Recipe):
     def model(self, size: HeightWidth) -> str:
         return layers.detector_model()
 
-    def from_weights(self, pretrained: Pretrained) -> list[Recipe]:
-        return [TunedDetectRecipe(self.survey, pretrained)] if pretrained.laterals else []
-
     def train(self, batch: int) -> list[str]:
         return [
             "optimizer: {adamw: {lr: 1.5e-3, weight_decay: 0.05}}",
@@ -217,42 +210,12 @@ class DetectRecipe(Recipe):
         return {"flip": "horizontal", "scale": 0.2, "shift": 0.1, **colour}, note
 
 
-class TunedDetectRecipe(DetectRecipe):
-    """Boxes with labels, by a detector on a network that starts from published weights."""
-
-    sides = (160, 192, 224, 256, 320)
-    channels = 3
-    max_batch = 8
-    epochs = (25, 60)
-    wanted_steps = 2000
-
-    def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
-        super().__init__(survey)
-        self.pretrained = pretrained
-
-    def model(self, size: HeightWidth) -> str:
-        pretrained = self.pretrained
-        assert pretrained.laterals is not None
-        weights = str(pretrained.path)
-        return layers.pretrained_detector_model(pretrained.network, weights, pretrained.last_layer, pretrained.laterals)
-
-    def train(self, batch: int) -> list[str]:
-        # The stem, the stages, and the last convolution of a network that has one.
-        prefixes = ["st", "last"] if self.pretrained.last_layer == "last" else ["st"]
-        groups = ", ".join(f"{{params: 'layers.{name}*', lr: 1.5e-4}}" for name in prefixes)
-        return [
-            f"optimizer: {{adamw: {{lr: 1.5e-3, weight_decay: 0.05, groups: [{groups}]}}}}",
-            "schedule: {one_cycle: {warmup: 0.1}}",
-            "ema: {decay: 0.98}",
-        ]
-
-
 class SegmentRecipe(Recipe):
     """A class for each pixel."""
 
     keeps_small_images = False
     can_use_features = False
-    sides = (64, 96, 128, 160, 192, 224, 256)
+    sides: ClassVar[Sequence[int]] = (64, 96, 128, 160, 192, 224, 256)
     multiple = 16
     max_batch = 16
     wanted_steps = 2000
@@ -275,64 +238,6 @@ class SegmentRecipe(Recipe):
 
     def augment(self) -> tuple[dict[str, Any], str]:
         return {"flip": "horizontal", "shift": 0.05, **_COLOUR}, "Remove the flip where left and right differ."
-
-
-class FineTuned(Recipe):
-    """Another recipe's task, learned by a network that starts from published weights."""
-
-    sides = (96, 128, 160, 192, 224)
-    multiple = 32
-    max_batch = 32
-    keeps_small_images = False
-    channels = 3
-    epochs = (8, 30)
-    wanted_steps = 1500
-
-    def __init__(self, recipe: Recipe, pretrained: Pretrained) -> None:
-        super().__init__(recipe.survey)
-        self.recipe, self.pretrained = recipe, pretrained
-
-    def task(self, class_counts: Sequence[int]) -> str:
-        return self.recipe.task(class_counts)
-
-    def model(self, size: HeightWidth) -> str:
-        pretrained = self.pretrained
-        return layers.pretrained_model(pretrained.network, str(pretrained.path), pretrained.last_layer)
-
-    def train(self, batch: int) -> list[str]:
-        learning_rate = float(f"{0.01 * math.sqrt(batch / 32):.1g}")
-        return [
-            f"optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
-            "schedule: {one_cycle: {warmup: 0.2}}",
-        ]
-
-    def monitor(self, dataset: Dataset | None) -> str:
-        return self.recipe.monitor(dataset)
-
-    def augment(self) -> tuple[dict[str, Any], str]:
-        return self.recipe.augment()
-
-    def split(self) -> dict[str, Any]:
-        return self.recipe.split()
-
-
-class FrozenFeatures(FineTuned):
-    """Another recipe's task, learned by a head on the features of a network with published weights.
-
-    Its images are not augmented, so that the features are computed once.
-    """
-
-    epochs = (40, 40)
-
-    def train(self, batch: int) -> list[str]:
-        return [
-            "freeze: pooled    # only the head learns; see docs/transfer.md for training further layers",
-            "optimizer: {adamw: {lr: 1.0e-3, weight_decay: 0.05}}",
-            "schedule: {one_cycle: {warmup: 0.2}}",
-        ]
-
-    def augment(self) -> tuple[dict[str, Any], str]:
-        return {}, "Images are not augmented, so that the frozen layers see each one once."
 
 
 RECIPES: dict[str, type[Recipe]] = {

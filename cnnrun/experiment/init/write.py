@@ -23,6 +23,7 @@ from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES, Recipe
 from cnnrun.experiment.init.survey import Survey, survey_source
+from cnnrun.experiment.init.tuned_recipes import recipes_from_weights
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
 
@@ -93,7 +94,7 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
     Raises ConfigError if weights were asked for that the task cannot use.
     """
     can_start = pretrained is not None and recipe.survey.channels in (1, 3)  # published networks take RGB
-    candidates = recipe.from_weights(pretrained) if pretrained is not None and can_start else []
+    candidates = recipes_from_weights(recipe, pretrained) if pretrained is not None and can_start else []
     if asked and not candidates:
         what = "this task" if can_start else f"images of {format_count(recipe.survey.channels, 'channel')}"
         raise ConfigError(f"--weights do not serve {what}; leave it out")

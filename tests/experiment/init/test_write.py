@@ -16,7 +16,7 @@ from PIL import ImageDraw
 from cnnrun.base.errors import DataError
 from cnnrun.experiment import config_file, schema
 from cnnrun.experiment.import_weights import convert_weights
-from cnnrun.experiment.init import choice, recipes
+from cnnrun.experiment.init import choice, tuned_recipes
 from cnnrun.experiment.init.guess import guess_data
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES
@@ -215,7 +215,7 @@ def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatc
     frozen = config_file.read_config(tmp_path / "a.yaml")
     assert (frozen.train.freeze, frozen.model.weights) == ("pooled", str(weights))
     assert run_cli("train", tmp_path / "a.yaml", "train.epochs=1", "--no-report", "--runs", tmp_path / "runs")[0] == 0
-    monkeypatch.setattr(recipes, "_MIN_IMAGES_TO_TUNE", 2)
+    monkeypatch.setattr(tuned_recipes, "_MIN_IMAGES_TO_TUNE", 2)
     _, out, _ = run_cli("init", data, "--out", tmp_path / "b.yaml", "--minutes", "60")
     assert "all of which learn" in out
     assert config_file.read_config(tmp_path / "b.yaml").train.freeze is None

@@ -1,0 +1,148 @@
+"""Recipes for configs whose network starts from published weights, each as it was measured (benchmarks/README.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from cnnrun.contracts.layer import HeightWidth
+from cnnrun.data.dataset import Dataset
+from cnnrun.experiment.init import layers
+from cnnrun.experiment.init.pretrained import Pretrained
+from cnnrun.experiment.init.recipes import DetectRecipe, Recipe, SegmentRecipe
+from cnnrun.experiment.init.survey import Survey
+
+_MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better
+
+
+def recipes_from_weights(recipe: Recipe, pretrained: Pretrained) -> list[Recipe]:
+    """The recipes that learn what `recipe` does from published weights, the best first; none if there are none."""
+    if tuned := _TUNED.get(type(recipe)):
+        return [tuned(recipe.survey, pretrained)] if pretrained.levels else []
+    if not recipe.can_use_features:
+        return []
+    features = FrozenFeatures(recipe, pretrained)
+    return [FineTuned(recipe, pretrained), features] if recipe.survey.images >= _MIN_IMAGES_TO_TUNE else [features]
+
+
+class TunedDetectRecipe(DetectRecipe):
+    """Boxes with labels, by a detector on a network that starts from published weights."""
+
+    sides = (160, 192, 224, 256, 320)
+    channels = 3
+    max_batch = 8
+    epochs = (25, 60)
+    wanted_steps = 2000
+
+    def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
+        super().__init__(survey)
+        self.pretrained: Pretrained = pretrained
+
+    def model(self, size: HeightWidth) -> str:
+        pretrained = self.pretrained
+        assert pretrained.levels is not None
+        weights = str(pretrained.path)
+        return layers.pretrained_detector_model(pretrained.network, weights, pretrained.last_layer, pretrained.levels)
+
+    def train(self, batch: int) -> list[str]:
+        # The stem, the stages, and the last convolution of a network that has one.
+        prefixes = ["st", "last"] if self.pretrained.last_layer == "last" else ["st"]
+        groups = ", ".join(f"{{params: 'layers.{name}*', lr: 1.5e-4}}" for name in prefixes)
+        return [
+            f"optimizer: {{adamw: {{lr: 1.5e-3, weight_decay: 0.05, groups: [{groups}]}}}}",
+            "schedule: {one_cycle: {warmup: 0.1}}",
+            "ema: {decay: 0.98}",
+        ]
+
+
+class TunedSegmentRecipe(SegmentRecipe):
+    """A class for each pixel, by a U-Net whose first half starts from published weights."""
+
+    sides: ClassVar[Sequence[int]] = (96, 128, 160, 192, 224, 256)
+    channels = 3
+    max_batch = 8
+    epochs = (15, 60)
+    wanted_steps = 1500
+
+    def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
+        super().__init__(survey)
+        self.pretrained: Pretrained = pretrained
+
+    def model(self, size: HeightWidth) -> str:
+        pretrained = self.pretrained
+        assert pretrained.levels is not None
+        return layers.pretrained_segmenter_model(pretrained.network, str(pretrained.path), pretrained.levels)
+
+    def train(self, batch: int) -> list[str]:
+        return [
+            "optimizer: {adamw: {lr: 2.0e-3, weight_decay: 0.05, groups: [{params: 'layers.st*', lr: 4.0e-4}]}}",
+            "schedule: {one_cycle: {warmup: 0.1}}",
+            "ema: {decay: 0.98}",
+        ]
+
+
+class FineTuned(Recipe):
+    """Another recipe's task, learned by a network that starts from published weights."""
+
+    sides = (96, 128, 160, 192, 224)
+    multiple = 32
+    max_batch = 32
+    keeps_small_images = False
+    channels = 3
+    epochs = (8, 30)
+    wanted_steps = 1500
+
+    def __init__(self, recipe: Recipe, pretrained: Pretrained) -> None:
+        super().__init__(recipe.survey)
+        self.recipe = recipe
+        self.pretrained: Pretrained = pretrained
+
+    def task(self, class_counts: Sequence[int]) -> str:
+        return self.recipe.task(class_counts)
+
+    def model(self, size: HeightWidth) -> str:
+        pretrained = self.pretrained
+        return layers.pretrained_model(pretrained.network, str(pretrained.path), pretrained.last_layer)
+
+    def train(self, batch: int) -> list[str]:
+        learning_rate = float(f"{0.01 * math.sqrt(batch / 32):.1g}")
+        return [
+            f"optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+        ]
+
+    def monitor(self, dataset: Dataset | None) -> str:
+        return self.recipe.monitor(dataset)
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        return self.recipe.augment()
+
+    def split(self) -> dict[str, Any]:
+        return self.recipe.split()
+
+
+class FrozenFeatures(FineTuned):
+    """Another recipe's task, learned by a head on the features of a network with published weights.
+
+    Its images are not augmented, so that the features are computed once.
+    """
+
+    epochs = (40, 40)
+    computes_features_once = True
+
+    def train(self, batch: int) -> list[str]:
+        return [
+            "freeze: pooled    # only the head learns; see docs/transfer.md for training further layers",
+            "optimizer: {adamw: {lr: 1.0e-3, weight_decay: 0.05}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+        ]
+
+    def augment(self) -> tuple[dict[str, Any], str]:
+        return {}, "Images are not augmented, so that the frozen layers see each one once."
+
+
+_TUNED: dict[type[Recipe], type[TunedDetectRecipe] | type[TunedSegmentRecipe]] = {
+    DetectRecipe: TunedDetectRecipe,
+    SegmentRecipe: TunedSegmentRecipe,
+}
