@@ -73,15 +73,22 @@ class Masks:
     """A mask for each image of a split: image files, or class indices as uint8 [N, H, W, 1].
 
     `class_of_value` [256] has the class index of each grey value or palette index of the files; `IGNORED` for pixels
-    to ignore, `UNKNOWN` for values that are no class.
+    to ignore, `UNKNOWN` for values that are no class. If there is a `class_of_colour`, it has the same for each RGB
+    colour (0xRRGGBB) that the files may show.
     """
 
     images: Files | NDArray[np.uint8]
     class_of_value: tuple[int, ...]
     origin: str = "mask"
+    class_of_colour: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def meaning(self) -> str:
+        """Text of what values and colours mean, for keys of caches and fingerprints."""
+        return repr(self.class_of_value) + (repr(self.class_of_colour) if self.class_of_colour else "")
 
     def select(self, indices: Tensor) -> Masks:
         """Return the masks at these indices."""

@@ -149,7 +149,7 @@ class Decoder:
 
     def _decode_bytes(self, data: bytes) -> DecodedImage:
         if isinstance(self.split, Masks):
-            return decode_mask(data, self.split.class_of_value, self.image_settings)
+            return decode_mask(data, self.split, self.image_settings)
         return decode_image(data, self.shape[0], self.image_settings, self._size)
 
     def _expected(self, index: int) -> tuple[int, int] | None:

@@ -335,6 +335,6 @@ def _fingerprint(contents: SourceContents, listings: dict[int, NDArray[np.int64]
                 for block in split.objects.padded_blocks():  # padded, so that older fingerprints stay valid
                     hasher.update(block[target].numpy().tobytes())
         if split.masks is not None:
-            hasher.update(repr(split.masks.class_of_value).encode())
+            hasher.update(split.masks.meaning.encode())
             hasher.update(content_digest(split.masks, listings[id(split.masks)]))
     return hasher.hexdigest()

@@ -224,7 +224,7 @@ def _cache_key(
     pixel_settings = image_settings.model_dump(exclude=_NOT_DECODING)
     decoding = repr((_DECODER_VERSION, cache.FORMAT_VERSION, shape, pixel_settings))
     if isinstance(split, Masks):
-        decoding += repr(split.class_of_value)
+        decoding += split.meaning
     elif image_settings.pixel_format.is_deep:
         decoding += repr((image_settings.pixel_format, image_settings.clip))
     return hashlib.sha256(content_digest(split, listing) + decoding.encode()).hexdigest()[:32]

@@ -167,7 +167,7 @@ def _have_equal_masks(first: Masks | None, other: Masks | None) -> bool:
     """Return whether masks are the same arrays, or the same files, read by the same values."""
     if first is None or other is None:
         return first is other
-    if first.class_of_value != other.class_of_value or len(first.images) != len(other.images):
+    if first.meaning != other.meaning or len(first.images) != len(other.images):
         return False
     if isinstance(first.images, np.ndarray) or isinstance(other.images, np.ndarray):
         return np.array_equal(np.asarray(first.images), np.asarray(other.images))

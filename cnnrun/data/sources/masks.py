@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +21,7 @@ from cnnrun.data.split_names import parse_split_name
 
 SplitName = Literal["train", "val", "test"]
 Value = Annotated[int, Field(ge=0, le=255)]
+Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class MaskFolders(SourceSpec):
@@ -43,8 +44,10 @@ images, masks are the files with `mask_suffix` or, without one, the PNG files, a
     """The classes in the order of their values in the masks."""
     values: list[Value] | None = None
     """The value of each class in the masks; by default 0, 1, 2 and so on."""
-    ignore: list[Value] = [IGNORED]
-    """Values of pixels that are neither learned nor measured."""
+    colours: list[Colour] | None = None
+    """The RGB colour of each class, such as `'#ff8000'`, for masks that show classes by colours."""
+    ignore: list[Value | Colour] = [IGNORED]
+    """Values of pixels, or with `colours` colours, that are neither learned nor measured."""
 
     @model_validator(mode="after")
     def _check_folders(self) -> Self:
@@ -58,24 +61,40 @@ images, masks are the files with `mask_suffix` or, without one, the PNG files, a
     def _check_values(self) -> Self:
         if len(self.classes) >= UNKNOWN:
             raise ValueError(f"at most {UNKNOWN - 1} classes")
-        values = self._class_values()
-        if len(values) != len(self.classes):
-            raise ValueError(f"values has {len(values)} numbers; there are {len(self.classes)} classes")
-        if len(set(values)) < len(values) or (set(values) & set(self.ignore)):
-            raise ValueError("a value is used twice, among values and ignore (255 unless given); ignore: [] for none")
+        if self.colours is not None and self.values is not None:
+            raise ValueError("give values or colours, not both")
+        used, ignored = self._class_values(), self._ignored()
+        name = "values" if self.colours is None else "colours"
+        if len(used) != len(self.classes):
+            entries = "numbers" if self.colours is None else "entries"
+            raise ValueError(f"{name} has {len(used)} {entries}; there are {len(self.classes)} classes")
+        if wrong := [entry for entry in ignored if isinstance(entry, int) == (self.colours is not None)]:
+            raise ValueError(f"ignore has {wrong[0]!r}, which is not one of the {name}")
+        if len(set(used)) < len(used) or (set(used) & set(ignored)):
+            hint = " (255 unless given); ignore: [] for none" if self.colours is None else ""
+            raise ValueError(f"a {name[:-1]} is used twice, among {name} and ignore{hint}")
         return self
 
-    def _class_values(self) -> list[int]:
-        return list(range(len(self.classes))) if self.values is None else self.values
+    def _class_values(self) -> list[int | str]:
+        """The values of the classes, or their colours in lower case."""
+        if self.colours is not None:
+            return [colour.lower() for colour in self.colours]
+        return list(range(len(self.classes))) if self.values is None else list(self.values)
+
+    def _ignored(self) -> list[int | str]:
+        """The values or colours to ignore; by default 255, but no colour."""
+        if self.colours is not None and "ignore" not in self.model_fields_set:
+            return []
+        return [entry.lower() if isinstance(entry, str) else entry for entry in self.ignore]
 
     @property
     def target_kind(self) -> TargetKind:
         return TargetKind.MASKS
 
     def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
-        table = self._value_table()
+        meaning = Masks(Files([]), self._value_table(), class_of_colour=self._colour_table())
         splits = {
-            name: _read_split(_Pairing(images, masks, self.mask_suffix), table)
+            name: _read_split(_Pairing(images, masks, self.mask_suffix), meaning)
             for name, (images, masks) in self._folders().items()
         }
         return SourceContents(tuple(self.classes), splits)
@@ -102,11 +121,21 @@ images, masks are the files with `mask_suffix` or, without one, the PNG files, a
     def _value_table(self) -> tuple[int, ...]:
         """The class of each value of a mask; see `Masks.class_of_value`."""
         table = [UNKNOWN] * 256
-        for label, value in enumerate(self._class_values()):
-            table[value] = label
-        for value in self.ignore:
-            table[value] = IGNORED
+        for value, label in self._labels_by_entry().items():
+            if isinstance(value, int):
+                table[value] = label
         return tuple(table)
+
+    def _colour_table(self) -> tuple[tuple[int, int], ...]:
+        """The class of each colour of a mask; see `Masks.class_of_colour`."""
+        labels = self._labels_by_entry().items()
+        return tuple((int(entry[1:], 16), label) for entry, label in labels if isinstance(entry, str))
+
+    def _labels_by_entry(self) -> dict[int | str, int]:
+        """The class of each value or colour, or IGNORED."""
+        labels: dict[int | str, int] = dict.fromkeys(self._ignored(), IGNORED)
+        labels.update({entry: label for label, entry in enumerate(self._class_values())})
+        return labels
 
 
 def _keys(folders: str | dict[SplitName, str]) -> set[str] | None:
@@ -149,7 +178,7 @@ class _Pairing:
         return Path(name).stem.endswith(self.suffix) if self.suffix else name.lower().endswith(".png")
 
 
-def _read_split(pairing: _Pairing, class_of_value: tuple[int, ...]) -> Split:
+def _read_split(pairing: _Pairing, meaning: Masks) -> Split:
     """List the images of a folder with their masks. Raises DataError for images without exactly one mask."""
     images, masks = pairing.images, pairing.masks
     if not images.is_dir():
@@ -177,7 +206,7 @@ def _read_split(pairing: _Pairing, class_of_value: tuple[int, ...]) -> Split:
         Files([os.fspath(folder / name) for name in file_names])
         for folder, file_names in ((images, names), (masks, mask_names))
     )
-    return Split(files, {}, str(images), masks=Masks(mask_files, class_of_value))
+    return Split(files, {}, str(images), masks=replace(meaning, images=mask_files))
 
 
 def _image_names(folder: Path) -> list[str]:

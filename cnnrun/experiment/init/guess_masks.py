@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnrun.base.bounded_files import read_text
 from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import DataError, escape
@@ -19,7 +20,7 @@ from cnnrun.base.machine_load import processor_count
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
 from cnnrun.data.image_files import image_errors, is_image_name, open_image, read_image_bytes
 from cnnrun.data.image_settings import ImageSettings
-from cnnrun.data.mask_files import read_mask_values
+from cnnrun.data.mask_files import format_colour, read_mask_colours, read_mask_values
 from cnnrun.experiment.init.paths import SPLIT_PREFIX, folders_below, name_of_path, split_of
 from cnnrun.experiment.init.reading import Reading
 
@@ -30,6 +31,12 @@ _MASK_WORDS = re.compile(
     r"masks?|labels?|annots?|annotations?|annos?|(ground)?truth|gt|segs?|segmentations?|manual", re.IGNORECASE
 )
 
+_MAX_NAMES_BYTES = 1 << 16  # a list of colours is short
+_RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
+_NAME_AND_COLOUR = re.compile(rf"\s*(?P<name>[^\d\s,;][^,;\t]*?)[\s,;]+{_RGB}\s*$")
+_COLOUR_AND_NAME = re.compile(rf"\s*{_RGB}[\s,;]+(?P<name>[^\d\s,;][^,;\t]*?)\s*$")
+
+_Entry = int | str  # a value of a mask, or a colour such as #ff8000
 _Files = dict[str, list[str]]  # the image files of a folder by their names without suffix
 
 
@@ -50,7 +57,7 @@ def guess_masks(root: Path) -> Reading | None:
     pairs = list(_find_pairs(root))
     if not pairs:
         return None
-    readable, errors = list[tuple[_Pair, set[int]]](), list[DataError]()
+    readable, errors = list[tuple[_Pair, set[_Entry]]](), list[DataError]()
     for pair in sorted(pairs, key=lambda item: -len(item.names)):
         try:
             readable.append((pair, _read_values(pair)))
@@ -63,9 +70,9 @@ def guess_masks(root: Path) -> Reading | None:
     return _describe_pairs(root, readable)
 
 
-def _describe_pairs(root: Path, readable: list[tuple[_Pair, set[int]]]) -> Reading:
+def _describe_pairs(root: Path, readable: list[tuple[_Pair, set[_Entry]]]) -> Reading:
     """The reading of pairs of folders: one for each split, or the first one; the others are named in a note."""
-    by_split: dict[str | None, tuple[_Pair, set[int]]] = {}
+    by_split: dict[str | None, tuple[_Pair, set[_Entry]]] = {}
     for pair, values in readable:
         by_split.setdefault(pair.split, (pair, values))
     if "train" in by_split:
@@ -76,7 +83,7 @@ def _describe_pairs(root: Path, readable: list[tuple[_Pair, set[int]]]) -> Readi
         chosen = readable[:1]
         images, masks = str(chosen[0][0].images), str(chosen[0][0].masks)
     first = chosen[0][0]
-    settings, note = _class_settings(set.union(*(values for _, values in chosen)))
+    settings, note = _class_settings(set().union(*(values for _, values in chosen)), root)
     source = {"images": images, "masks": masks} | ({"mask_suffix": first.suffix} if first.suffix else {}) | settings
     name = f"{escape(first.suffix)}.png" if first.suffix else "the same name"
     reason = f"{format_count(sum(len(pair.names) for pair, _ in chosen), 'image')} have a mask of {name}"
@@ -140,7 +147,7 @@ def _match_names(images: _Files, masks: _Files, is_same_folder: bool, suffix: st
     return tuple(sorted(found)) if len(found) >= max(2, _MIN_PAIRED * len(photos)) else ()
 
 
-def _read_values(pair: _Pair) -> set[int]:
+def _read_values(pair: _Pair) -> set[_Entry]:
     """The values of all masks. Raises DataError for files that are no masks."""
     first = _mask_values(pair.masks / pair.names[0])  # a picture in their place is found at once
     with ThreadPoolExecutor(processor_count()) as pool:
@@ -150,20 +157,57 @@ def _read_values(pair: _Pair) -> set[int]:
     return values
 
 
-def _mask_values(path: Path) -> set[int]:
+def _mask_values(path: Path) -> set[_Entry]:
     with image_errors(str(path)):
         data = read_image_bytes(path)
         with open_image(data, ImageSettings()) as (image, orientation):
-            values = read_mask_values(image, orientation, data)
-    found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+            has_colours = image.mode in ("RGB", "RGBA")
+            read = read_mask_colours(image, orientation) if has_colours else read_mask_values(image, orientation, data)
+    found = np.unique(read).tolist()
     if len(found) > _MAX_VALUES:
-        raise DataError(f"{escape(str(path))}: {len(found)} different values; a mask has one for each class")
-    return set(found)
+        what = "colours" if has_colours else "values"
+        raise DataError(f"{escape(str(path))}: {len(found)} different {what}; a mask has one for each class")
+    return {format_colour(value) if has_colours else value for value in found}
 
 
-def _class_settings(found: set[int]) -> tuple[dict[str, Any], str]:
-    """The classes and values of the masks, and what to tell the user about them."""
-    values = sorted(found)
+def _class_settings(found: set[_Entry], root: Path) -> tuple[dict[str, Any], str]:
+    """The classes and values, or colours, of the masks, and what to tell the user about them."""
+    colours = sorted(entry for entry in found if isinstance(entry, str))
+    values = sorted(entry for entry in found if isinstance(entry, int))
+    if colours and values:
+        raise DataError("some masks have colours and others grey values", "save all of them in one way")
+    return _classes_of_colours(colours, root) if colours else _classes_of_values(values)
+
+
+def _classes_of_colours(colours: list[str], root: Path) -> tuple[dict[str, Any], str]:
+    file, names = _find_colour_names(root)
+    others = {colour: "background" if colour == "#000000" else f"class_{colour[1:]}" for colour in colours}
+    settings = {"classes": [names.get(colour, others[colour]) for colour in colours], "colours": colours}
+    if len(set(settings["classes"])) < len(colours):  # two colours of one name
+        settings["classes"], names = [others[colour] for colour in colours], {}
+    unnamed = [colour for colour in colours if colour not in names]
+    if names and not unnamed:
+        return settings, f"the names of the masks' colours are those of {escape(str(file))}"
+    return settings, f"the masks have the colours {join_names(unnamed)}: name the classes"
+
+
+def _find_colour_names(root: Path) -> tuple[Path | None, dict[str, str]]:
+    """A file of names and colours in the folder, such as class_dict.csv, and the names by their colours."""
+    for file in sorted([*root.glob("*.csv"), *root.glob("*.txt")]):
+        try:
+            lines = read_text(file, DataError, _MAX_NAMES_BYTES).splitlines()
+        except DataError:
+            continue
+        found = [match for line in lines if (match := _NAME_AND_COLOUR.match(line) or _COLOUR_AND_NAME.match(line))]
+        if len(found) >= max(2, len(lines) - 1):  # a first line may name the columns
+            channels = [[int(match[name]) for name in "rgb"] for match in found]
+            if max(map(max, channels)) < 256:
+                names = [match["name"].strip().strip("\"'") for match in found]
+                return file, {f"#{r:02x}{g:02x}{b:02x}": name for (r, g, b), name in zip(channels, names, strict=True)}
+    return None, {}
+
+
+def _classes_of_values(values: list[int]) -> tuple[dict[str, Any], str]:
     if values == [0, 255]:
         return {"classes": ["background", "object"], "values": [0, 255], "ignore": []}, "0 is background, 255 object"
     has_void = values[-1] == IGNORED and len(values) > 2  # 255 beside at least two other values

@@ -284,3 +284,62 @@ def test_folders_of_different_splits_are_refused(root):
     ):
         with pytest.raises(ValueError, match=problem):
             MaskFolders(images=images, masks=masks, classes=["a", "b"])
+
+
+# --- masks of colours -------------------------------------------------------------------------------------------------
+
+COLOURS = ["#000000", "#ff8000", "#0000fe"]
+
+
+def paint(root: Path, mode: str = "RGB", kind: str = "png") -> None:
+    """Replace the masks by colours: the values 0, 1, 2 and, for 255, #ffffff."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[0, 1, 2, 255]] = [[0, 0, 0], [255, 128, 0], [0, 0, 254], [255, 255, 255]]
+    for path in sorted((root / "masks").glob("*.png")):
+        painted = Image.fromarray(palette[np.asarray(Image.open(path))])
+        path.unlink()
+        painted = painted.quantize(256) if mode == "P" else painted.convert(mode)
+        painted.save(path.with_suffix(f".{kind}"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_of_colours_equal_masks_of_values(root, mode):
+    expected = {split: masks_of(read(data_of(root)), split) for split in ("train", "val")}
+    paint(root, mode)
+    painted = read(data_of(root, colours=COLOURS, ignore=["#FFFFFF"]))
+    for split, masks in expected.items():
+        found = masks_of(painted, split)
+        assert all(np.array_equal(found[name], mask) for name, mask in masks.items())
+
+
+def test_a_colour_that_is_no_class_is_named(root):
+    paint(root)
+    with pytest.raises(
+        DataError, match="has the colour #ffffff, which is neither in source.masks.colours nor in ignore"
+    ):
+        read(data_of(root, colours=COLOURS))
+    with pytest.raises(DataError, match="it has RGB; give source.masks.colours"):
+        read(data_of(root))
+
+
+def test_masks_saved_as_jpeg_are_refused_for_their_blurred_colours(root):
+    paint(root, kind="jpg")
+    with pytest.raises(DataError, match="which is neither in source.masks.colours nor in ignore"):
+        read(data_of(root, colours=COLOURS, ignore=["#ffffff"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"colours": COLOURS[:2]}, "colours has 2 entries; there are 3 classes"),
+        ({"colours": COLOURS, "values": [0, 1, 2]}, "give values or colours, not both"),
+        ({"colours": [*COLOURS[:2], "#FF8000"]}, "a colour is used twice, among colours and ignore"),
+        ({"colours": COLOURS, "ignore": ["#0000FE"]}, "a colour is used twice, among colours and ignore"),
+        ({"colours": COLOURS, "ignore": [255]}, "ignore has 255, which is not one of the colours"),
+        ({"ignore": ["#ffffff"]}, "ignore has '#ffffff', which is not one of the values"),
+        ({"colours": [*COLOURS[:2], "blue"]}, "blue|pattern"),
+    ],
+)
+def test_colours_that_mean_nothing_are_refused(root, settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        data_of(root, **settings)

@@ -322,11 +322,43 @@ def test_masks_with_a_folder_for_each_split(tmp_path):
     assert set(source["images"]) == set(source["masks"]) == {"train", "val"}
 
 
+def save_coloured_masks(root: Path, colours: list[tuple[int, int, int]]) -> None:
+    for number in range(6):
+        save_picture(root / "images" / f"{number}.jpg", seed=number, size=(12, 10))
+        pixels = np.array(colours, np.uint8)[np.random.default_rng(number).integers(0, len(colours), (10, 12))]
+        (root / "masks").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / "masks" / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("class_dict.csv", "name,r,g,b\nsky,0,0,0\nold road,255,128,0\nunused,1,2,3\n"),
+        ("label_colors.txt", "0 0 0\tsky\n255 128 0\told road\n"),
+        ("labels.txt", "sky 0 0 0\nold road 255 128 0\n"),
+    ],
+)
+def test_colours_of_masks_have_the_names_of_a_list(name, text, tmp_path):
+    save_coloured_masks(tmp_path, [(0, 0, 0), (255, 128, 0)])
+    (tmp_path / name).write_text(text)
+    reading = read(tmp_path)
+    source = reading.source["masks"]
+    assert (source["classes"], source["colours"]) == (["sky", "old road"], ["#000000", "#ff8000"])
+    assert name in reading.notes[0]
+
+
+def test_colours_of_masks_without_names_are_said(tmp_path):
+    save_coloured_masks(tmp_path, [(0, 0, 0), (255, 128, 0)])
+    reading = read(tmp_path)
+    assert reading.source["masks"]["classes"] == ["background", "class_ff8000"]
+    assert reading.notes[0] == "the masks have the colours #000000, #ff8000: name the classes"
+
+
 def test_pictures_in_the_place_of_masks_are_refused(tmp_path):
     pictures(tmp_path / "images", 6, ".jpg")
     for name in pictures(tmp_path / "images", 6, ".jpg"):
         save_picture(tmp_path / "masks" / f"{Path(name).stem}.png", size=(40, 30))
-    with pytest.raises(DataError, match="a mask needs grey values of 8 bits, or a palette; it has RGB"):
+    with pytest.raises(DataError, match="different colours; a mask has one for each class"):
         read(tmp_path)
 
 
