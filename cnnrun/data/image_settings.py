@@ -14,6 +14,7 @@ MAX_PIXELS = 50_000_000
 
 MAX_CHANNELS = 256
 
+_DEEP_SETTINGS = {"bits", "white", "black", "clip"}
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
@@ -55,6 +56,10 @@ refused."""
             return EIGHT_BITS
         highest = MAX_WHITE if self.black >= 0 else MAX_SIGNED
         return PixelFormat(highest if self.white is None else self.white, self.black)
+
+    def digest_text(self) -> str:
+        """JSON for digests; without the settings of 16 bits for images of 8, as digests were before there were any."""
+        return self.model_dump_json(exclude=None if self.pixel_format.is_deep else _DEEP_SETTINGS)
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

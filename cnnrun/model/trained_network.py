@@ -74,7 +74,7 @@ class TrainedNetwork:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights and of the image settings; networks with equal digests give equal results."""
-        digest = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image_shape}".encode())
+        digest = hashlib.sha256(f"{self.image.digest_text()} {self.facts.image_shape}".encode())
         if self.network.averages_mirror:
             digest.update(b"averages mirror images")
         for name, value in sorted(self.network.state_dict().items()):

@@ -304,15 +304,16 @@ def tensors_after(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_layers_learn_after_their_frozen_epochs_and_not_before(tmp_path, optimizer):
-    made = tiny_experiment(*THAWED, f"train.optimizer={optimizer}")
-    initial = setup_of(made, tmp_path / "job").network.state_dict()
-    run = train_tiny(tmp_path, *THAWED, f"train.optimizer={optimizer}")
-    before, after = tensors_after(run, STEPS), tensors_after(run, 2 * STEPS)
+    settings = [*THAWED, f"train.optimizer={optimizer}", f"train.save_every={(STEPS + 1) // 2}"]
+    initial = setup_of(tiny_experiment(*settings), tmp_path / "job").network.state_dict()
+    run = train_tiny(tmp_path, *settings)
+    before, first, after = (tensors_after(run, step) for step in (STEPS, STEPS + 1, 2 * STEPS))
     for name, value in before.items():
         is_frozen = name.startswith(("layers.conv1", "normalize"))
         assert torch.equal(value, initial[name]) == is_frozen, name
     for name, value in after.items():
         assert torch.equal(value, before[name]) == name.startswith("normalize"), name
+        assert torch.equal(first[name], before[name]) == name.startswith("normalize"), name
 
 
 def test_the_frozen_epochs_are_those_of_a_frozen_training(tmp_path):

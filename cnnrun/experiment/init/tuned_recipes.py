@@ -18,8 +18,11 @@ _MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better
 
 def recipes_from_weights(recipe: Recipe, pretrained: Pretrained) -> list[Recipe]:
     """The recipes that learn what `recipe` does from published weights, the best first; none if there are none."""
+    if recipe.survey.channels not in (1, 3):  # the networks were trained on RGB
+        return []
     if tuned := _TUNED.get(type(recipe)):
-        return [tuned(recipe.survey, pretrained)] if pretrained.levels else []
+        can_start = pretrained.levels is not None and (recipe.survey.channels == 3 or tuned.takes_grey)
+        return [tuned(recipe.survey, pretrained)] if can_start else []
     if not recipe.can_use_features:
         return []
     features = FrozenFeatures(recipe, pretrained)
@@ -34,6 +37,8 @@ class TunedDetectRecipe(DetectRecipe):
     max_batch = 8
     epochs = (25, 60)
     wanted_steps = 2000
+    takes_grey: ClassVar[bool] = True
+    """True if weights help with grey images, too."""
 
     def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
         super().__init__(survey)
@@ -64,6 +69,7 @@ class TunedSegmentRecipe(SegmentRecipe):
     max_batch = 8
     epochs = (15, 60)
     wanted_steps = 1500
+    takes_grey = False  # on grey microscopy a network from scratch was as good
 
     def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
         super().__init__(survey)

@@ -93,11 +93,10 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
 
     Raises ConfigError if weights were asked for that the task cannot use.
     """
-    can_start = pretrained is not None and recipe.survey.channels in (1, 3)  # published networks take RGB
-    candidates = recipes_from_weights(recipe, pretrained) if pretrained is not None and can_start else []
+    candidates = recipes_from_weights(recipe, pretrained) if pretrained is not None else []
     if asked and not candidates:
-        what = "this task" if can_start else f"images of {format_count(recipe.survey.channels, 'channel')}"
-        raise ConfigError(f"--weights do not serve {what}; leave it out")
+        images = f"images of {format_count(recipe.survey.channels, 'channel')}"
+        raise ConfigError(f"--weights do not serve this task with {images}; leave it out")
     for candidate in candidates:
         choice = choose(candidate, minutes)
         if choice.epochs >= candidate.epochs[0]:

@@ -266,3 +266,26 @@ def test_a_detector_starts_from_published_weights(tmp_path, run_cli, monkeypatch
     assert run_cli("train", tmp_path / "c.yaml", *quick)[0] == 0
     run_cli("init", scenes, "--out", tmp_path / "d.yaml", "--minutes", "0.1")  # no time for the large network
     assert config_file.read_config(tmp_path / "d.yaml").model.weights is None
+
+
+def save_photos_with_masks(root: Path, mode: str) -> Path:
+    for number in range(12):
+        save_picture(root / "images" / f"{number}.jpg", seed=number, size=(80, 64), mode=mode)
+        (root / "masks").mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((64, 80), np.uint8)
+        mask[8 : 20 + number, 8:40] = 1
+        Pil.fromarray(mask).save(root / "masks" / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(("mode", "uses_weights"), [("RGB", True), ("L", False)])
+def test_segmentation_of_photos_starts_from_published_weights(mode, uses_weights, tmp_path, run_cli, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    random_mobilenet(tmp_path / "cache" / "cnnrun" / "weights")
+    photos = save_photos_with_masks(tmp_path / "photos", mode)
+    code, out, err = run_cli("init", photos, "--out", tmp_path / "c.yaml", "--minutes", "60")
+    assert code == 0, err
+    assert ("all of which learn" in out) == uses_weights
+    assert (config_file.read_config(tmp_path / "c.yaml").model.weights is not None) == uses_weights
+    quick = ["train.epochs=1", "--no-report", "--runs", tmp_path / "runs"]
+    assert run_cli("train", tmp_path / "c.yaml", *quick)[0] == 0
