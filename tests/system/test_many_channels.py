@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from cnnrun.experiment.config_file import parse_config
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.run_records import read_metrics
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed (extra `bands`)")
@@ -44,12 +47,10 @@ def bands(tmp_path_factory) -> Path:
     return write_bands(tmp_path_factory.mktemp("bands") / "images")
 
 
-@pytest.fixture
-def run(bands, run_cli, tmp_path) -> Path:
-    (tmp_path / "bands.yaml").write_text(CONFIG.format(root=bands))
-    code, _, error = run_cli("train", tmp_path / "bands.yaml", "--runs", tmp_path / "runs")
-    assert code == 0, error
-    return tmp_path / "runs" / "bands" / "1"
+@pytest.fixture(scope="module")
+def run(bands, tmp_path_factory) -> Path:
+    experiment = parse_config(CONFIG.format(root=bands), "bands.yaml")
+    return Path(train_run(experiment, tmp_path_factory.mktemp("runs"), torch.device("cpu"), resume=False)["run"])
 
 
 def test_what_eight_bits_cannot_show_is_learned_exported_and_predicted_alike(run, bands, run_cli, tmp_path):
@@ -100,8 +101,9 @@ def test_explanations_draw_the_first_three_channels(method, run, run_cli, tmp_pa
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
-def test_the_report_and_the_sheet_of_augmented_images_are_drawn(run, run_cli, tmp_path):
+def test_the_report_and_the_sheet_of_augmented_images_are_drawn(run, bands, run_cli, tmp_path):
     assert run_cli("report", run)[0] == 0
+    (tmp_path / "bands.yaml").write_text(CONFIG.format(root=bands))
     code, _, error = run_cli("data", "show", tmp_path / "bands.yaml", "--out", tmp_path / "sheet.png")
     assert code == 0, error
 

@@ -186,13 +186,15 @@ def digest(root: Path) -> tuple[object, ...]:
     return tensors, found.state["training"], (root / "tiny" / "1" / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch, size):
+@pytest.mark.parametrize(
+    ("size", "more"), [(2, ["train.freeze=conv1", "train.freeze_epochs=1"]), (3, [])], ids=["frozen first", "3 ranks"]
+)
+def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch, size, more):
     """With separate batch norm on each rank, dropout and EMA; stopped by a signal to one rank.
 
     With three ranks the result depends on the order of a sum (benchmarks/ddp_resume.py).
     """
-    settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}"]
+    settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}", *more]
     for name in ("a", "b"):
         assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / name, size, *settings))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")

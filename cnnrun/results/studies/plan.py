@@ -150,7 +150,8 @@ def _time_short_training(
     spec, data = training.experiment.train, training.data
     train, val = data.splits["train"], data.splits["val"]
     batch = min(spec.batch, len(train))
-    short_settings = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
+    all_learn = {"freeze": spec.always_frozen, "freeze_epochs": None}  # of most steps, and the slowest
+    short_settings: dict[str, Any] = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
 
     def run_training(name: str, min_steps: int, val_images: int) -> tuple[int, float, dict[str, Any]]:
         """Train briefly; returns steps per epoch, seconds at the end of each epoch, and the training's result."""
@@ -159,7 +160,9 @@ def _time_short_training(
         splits = {"train": _first_samples(train, steps * batch), "val": _first_samples(val, val_images)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            short = replace(training.with_train(**short_settings, epochs=epochs), data=replace(data, splits=splits))
+            short = replace(
+                training.with_train(**short_settings, **all_learn, epochs=epochs), data=replace(data, splits=splits)
+            )
             result = fit(short.build_setup(device, Folder(folder / name)), hooks=TrainingHooks(now=now))
         step_seconds = epochs * steps * batch / result["images_per_second"]
         return steps, (result["seconds"] - step_seconds) / epochs, result
