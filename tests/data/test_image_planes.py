@@ -21,6 +21,8 @@ from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.pixels import MAX_WHITE, PixelFormat
 from cnnrun.data import cache
 from cnnrun.data.augment.colour import change_colours
+from cnnrun.data.augment.random_slots import Draws
+from cnnrun.data.augment.settings import Augment
 from cnnrun.data.image_files import choose_images, load_with_view, read_image_bytes, read_image_header, to_network_batch
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.index import index_source
@@ -428,6 +430,40 @@ def test_arrays_are_images_only_where_there_are_no_others():
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+SETTINGS = [
+    {},
+    {"shift": 0.3},
+    {"flip": "both", "shift": 0.1},
+    {"flip": "vertical"},
+    {"crop": {"scale": [0.4, 1.0]}, "rotate": 20},
+    {"brightness": 0.3, "contrast": 0.3},
+    {"noise": 9, "blur": 1.0, "erase": 0.5},
+    {"mixup": 0.4},
+    {"mosaic": 0.7},
+    {"policy": "trivial_augment", "flip": "horizontal"},
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_float_images_are_augmented_as_the_same_values_of_eight_bits_are(settings, channels):
+    """Images of 16 bits come as float32: whole numbers among them must give what uint8 gives."""
+    augment = Augment.model_validate(settings)
+    stored = torch.from_numpy(noise(channels, np.uint8, (6, *SIZE)).transpose(0, 3, 1, 2).copy())
+    draws = Draws(1, 2, torch.arange(6), augment.slots())
+    partners = torch.stack([(torch.arange(6) + step) % 6 for step in (1, 2, 3)], 1)
+
+    def changed(images: torch.Tensor) -> torch.Tensor:
+        images = augment.apply(images, draws)
+        if augment.mosaic:
+            images, _ = augment.make_mosaics(
+                images, partners, {"masks": torch.zeros(6, *SIZE, dtype=torch.uint8)}, draws
+            )
+        return augment.mix(images, partners[:, 0], draws)[0] if augment.has_mixing else images
+
+    assert torch.equal(changed(stored).float(), changed(stored.float()).float())
 
 
 def test_contrast_and_brightness_treat_each_channel_as_a_grey_image():

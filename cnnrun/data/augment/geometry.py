@@ -161,8 +161,11 @@ def flip_and_shift(images: Tensor, flip: Flip, shift: Shift | None) -> Tensor:
     if shift is None:
         return pieces.index_select(0, start_B).view_as(images)
     moved = pieces.index_select(0, start_B - shift.down_B * width - shift.right_B).view(batch, channels, -1)
+    inside = _inside_masks(height, width, shift)[:, None]
+    if images.is_floating_point():  # images of 16 bits
+        return moved.mul_(inside.bool()).view_as(images)
     # A bitwise `and` with 0 or 255 is many times as fast as `where` with a bool mask.
-    return moved.bitwise_and_(_inside_masks(height, width, shift)[:, None]).view_as(images)
+    return moved.bitwise_and_(inside).view_as(images)
 
 
 def _inside_masks(height: int, width: int, shift: Shift) -> Tensor:
