@@ -50,13 +50,19 @@ class PixelFormat:
         """The number of levels between two of the network's: 1 for 8 bits, 257 for all of 16 bits."""
         return self.span / 255
 
+    def without_black(self) -> PixelFormat:
+        """The format in which pixels of a file are stored pixels."""
+        return PixelFormat(self.span)
+
     def to_network(self, pixels: Tensor) -> Tensor:
         """Convert stored pixels to values 0..255: 16 bits to float32. Others, such as frozen features, stay."""
         return self._scale(pixels.float()) if pixels.dtype == torch.uint16 else pixels
 
     def from_file(self, pixels: Tensor) -> Tensor:
-        """Convert pixels of a file, in `file_dtype`, to values 0..255 in float32."""
-        return self._scale(pixels.float() - self.black) if self.is_deep else pixels.float()
+        """Convert pixels of a file, in `file_dtype`, to values 0..255 in float32; those outside are clipped."""
+        if not self.is_deep:
+            return pixels.float()
+        return self._scale(pixels.float().clamp(self.black, self.white) - self.black)
 
     def to_file(self, values: Tensor) -> Tensor:
         """Convert values 0..255, as `from_file` gives them, to pixels of a file."""

@@ -13,6 +13,7 @@ __all__ = [
     "epoch_order",
     "file_listing",
     "image_files",
+    "image_names",
     "image_paths",
     "image_planes",
     "image_settings",

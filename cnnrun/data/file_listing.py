@@ -67,6 +67,8 @@ def content_digest(split: Split | Masks, listing: NDArray[np.int64] | None) -> b
     hasher = hashlib.sha256()
     if isinstance(split.images, np.ndarray):
         hasher.update(np.ascontiguousarray(split.images).data)
+        if split.images.dtype != np.uint8:  # as digests were before there were others
+            hasher.update(split.images.dtype.str.encode())
         return hasher.digest()
     assert listing is not None
     hasher.update(split.images.digest())

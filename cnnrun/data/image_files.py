@@ -17,7 +17,7 @@ import stat
 import struct
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -29,9 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.base.errors import DataError, UnreadableFileError, escape
+from cnnrun.base.errors import ConfigError, DataError, UnreadableFileError, escape
 from cnnrun.base.extras import missing_package
-from cnnrun.base.file_sequences import Member, is_hidden_or_system_name
+from cnnrun.base.file_sequences import Member
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.results import View
 from cnnrun.data.image_geometry import (
@@ -48,6 +48,7 @@ from cnnrun.data.image_planes import (
     Planes,
     PlanesHeader,
     decode_planes,
+    deep_pnm_header,
     has_deep_colour,
     is_npy,
     is_read_whole,
@@ -56,28 +57,13 @@ from cnnrun.data.image_planes import (
     read_npy_planes,
     read_npy_shape,
     read_png_planes,
+    read_pnm_planes,
     read_tiff_planes,
     read_tiff_shape,
 )
-from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
+from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings, ReaderMissingError
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "AVIF", "GIF"]
-FORMAT_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jfif"),
-    "PNG": (".png",),
-    "BMP": (".bmp",),
-    "WEBP": (".webp",),
-    "PPM": (".pgm", ".ppm"),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif",),
-    "GIF": (".gif",),
-    "HEIF": (".heic", ".heif"),
-    "NPY": (".npy",),
-}
-SUFFIXES = {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
-_ARRAY_SUFFIX = ".npy"
-SUFFIX_LIST = ", ".join(sorted(SUFFIXES))
 MAX_BYTES = 64 << 20
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
 
@@ -85,17 +71,6 @@ _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L"}
 _ORIENTATION_TAG = 0x0112  # of EXIF
 _ATTEMPTS = 3
 _DECODER_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, ArithmeticError)  # of Pillow, for damaged files
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether a file name has the suffix of an image, in any case, and is not a hidden or temporary file."""
-    return not is_hidden_or_system_name(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-
-
-def choose_images(names: Iterable[str]) -> list[str]:
-    """The image files among names or paths. NumPy arrays, which may hold anything, are images only beside no others."""
-    images = [name for name in names if is_image_name(os.path.basename(name))]  # noqa: PTH119
-    return [name for name in images if not name.lower().endswith(_ARRAY_SUFFIX)] or images
 
 
 def to_network_batch(images_HWC: Sequence[NDArray[Any]], settings: ImageSettings, device: torch.device) -> Tensor:
@@ -135,6 +110,7 @@ def decode_image(data: bytes, channels: int, settings: ImageSettings, size: Heig
     if settings.pixel_format.is_deep or channels not in (1, 3) or not _is_known_to_pillow(data):
         planes = read_planes(data, channels, settings)
         stored_size = planes.pixels_HWP.shape[:2]
+        _check_sides(stored_size[1], stored_size[0], settings)
         original_size = stored_size[::-1] if planes.orientation > 4 else stored_size
         return decode_planes(planes, channels, settings, original_size)
     with open_image(data, settings) as (image, orientation):
@@ -156,9 +132,10 @@ def read_image_header(data: bytes) -> PlanesHeader:
         return read_tiff_shape(data)
     with _pillow().open(BytesIO(data), formats=_known_formats()) as image:
         if image.format == "TIFF" and not is_read_whole(image):
-            return read_tiff_shape(data)
+            with contextlib.suppress(ImageRefusedError, ReaderMissingError):  # then as Pillow reads it
+                return read_tiff_shape(data)
         is_grey = image.mode in _GREY_MODES or _is_16_bit_pgm(image)
-        is_deep = image.mode.startswith("I") or has_deep_colour(data)
+        is_deep = image.mode.startswith("I") or has_deep_colour(data) or deep_pnm_header(data) is not None
         return PlanesHeader(upright_size(image, _read_orientation(image)), 1 if is_grey else 3, is_deep)
 
 
@@ -226,9 +203,13 @@ def image_errors(name: str) -> Iterator[None]:
         yield
     except ImageRefusedError as refused:
         raise data_error(str(refused)) from None
+    except ReaderMissingError as missing_reader:  # no fault of the data, so that `bad_files: skip` must not hide it
+        raise ConfigError(f"{escape(name)}: {missing_reader}") from None
     except UnidentifiedImageError:
         missing = missing_package("pi_heif", "heic", "HEIC") if name.lower().endswith((".heic", ".heif")) else None
-        raise data_error(missing or f"not an image (accepted: {', '.join(FORMATS)})") from None
+        if missing:
+            raise ConfigError(f"{escape(name)}: {missing}") from None
+        raise data_error(f"not an image (accepted: {', '.join(FORMATS)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise data_error(f"more than {MAX_PIXELS:,} pixels") from None
     except OSError as error:
@@ -247,13 +228,19 @@ def read_planes(data: bytes, channels: int, settings: ImageSettings) -> Planes:
         return read_npy_planes(data, channels)
     if not _is_known_to_pillow(data):
         return read_tiff_planes(data)
+    if header := deep_pnm_header(data):
+        return read_pnm_planes(data, header)
     with _pillow().open(BytesIO(data), formats=_known_formats()) as image:
         if image.format == "TIFF" and not is_read_whole(image):
             return read_tiff_planes(data)
         _check_header(image, settings)
         image.load()
         orientation = _read_orientation(image)
-        return read_png_planes(data, orientation) if has_deep_colour(data) else planes_of_image(image, orientation)
+        return (
+            read_png_planes(data, orientation)
+            if has_deep_colour(data)
+            else planes_of_image(image, orientation, channels)
+        )
 
 
 def _is_known_to_pillow(data: bytes) -> bool:
@@ -297,13 +284,17 @@ def _known_formats() -> list[str]:
     return [name for name in [*FORMATS, "HEIF"] if name in Pil.OPEN]
 
 
+def _check_sides(width: int, height: int, settings: ImageSettings) -> None:
+    if min(width, height) < settings.min_side:
+        least = f"at least {settings.min_side} a side (data.image.min_side)"
+        raise ImageRefusedError(f"{width}x{height} pixels; {least}")
+
+
 def _check_header(image: Any, settings: ImageSettings) -> None:
     """Raise ImageRefusedError if size, frames or mode of an image are not accepted."""
-    size = f"{image.width}x{image.height}"
     if image.width * image.height > MAX_PIXELS:
-        raise ImageRefusedError(f"{size} pixels; at most {MAX_PIXELS:,}")
-    if min(image.size) < settings.min_side:
-        raise ImageRefusedError(f"{size} pixels; at least {settings.min_side} a side (data.image.min_side)")
+        raise ImageRefusedError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,}")
+    _check_sides(image.width, image.height, settings)
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview inside
         frames = "several pages" if image.format == "TIFF" else "an animation"
         raise ImageRefusedError(f"{frames}; give single images")

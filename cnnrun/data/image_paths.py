@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
-from cnnrun.data.image_files import SUFFIX_LIST, choose_images
+from cnnrun.base.progress import say
+from cnnrun.data.image_names import SUFFIX_LIST, choose_images, is_image_name
 
 
 def list_images(paths: Sequence[Path]) -> Iterator[Path]:
@@ -26,7 +28,11 @@ def _find_images(folder: Path) -> list[Path]:
     def is_visible_file(path: Path) -> bool:
         return not any(map(is_hidden_or_system_name, path.relative_to(folder).parts)) and path.is_file()
 
-    images = sorted(map(Path, choose_images(str(path) for path in folder.rglob("*") if is_visible_file(path))))
+    files = [str(path) for path in folder.rglob("*") if is_visible_file(path)]
+    images = sorted(map(Path, choose_images(files)))
+    arrays = sum(is_image_name(Path(file).name) for file in files) - len(images)
+    if arrays:
+        say(f"{escape(str(folder))}: left out {format_count(arrays, '.npy file')} beside other images")
     if not images:
         raise DataError(f"{escape(str(folder))}: no images ({SUFFIX_LIST})")
     return images

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,19 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.counts import format_count
-from cnnrun.base.errors import escape
+from cnnrun.base.errors import UserError, escape
 from cnnrun.base.extras import missing_package
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.data.image_geometry import DecodedImage, turn_upright
-from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings
+from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings, ReaderMissingError
 from cnnrun.data.npy_headers import read_npy_header
 
 MAX_VALUES = 3 * MAX_PIXELS  # of all planes
 _NPY_START = b"\x93NUMPY"
+_PNM_HEADER = re.compile(rb"P([56])(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_ORIENTATION = 258, 277, 274  # tags
 _TIFF_GREY, _TIFF_RGB, _TIFF_SEPARATED = 1, 2, 5  # photometric interpretations whose values are levels as they are
+_TIFF_OPACITY, _TIFF_PLAIN_OPACITY = (1,), (2,)  # kinds of an extra sample
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as Pillow's "L"
 
 
@@ -82,10 +85,16 @@ def is_read_whole(image: Any) -> bool:
     return getattr(image, "n_frames", 1) == 1 and samples <= len(image.getbands()) and keeps_bits
 
 
-def planes_of_image(image: Any, orientation: int) -> Planes:
-    """The planes of a Pillow image; a palette and other colour spaces become RGB."""
-    mode = image.mode
-    if "transparency" in image.info or mode in ("P", "PA", "La", "RGBa"):
+def planes_of_image(image: Any, orientation: int, channels: int) -> Planes:
+    """The planes of a Pillow image; a palette and other colour spaces become RGB.
+
+    CMYK stays as it is where four `channels` are wanted. A transparent value of 16-bit grey is not applied, as with 8
+    bits.
+    """
+    mode, file_format = image.mode, image.format
+    if mode == "CMYK" and channels != 4:
+        image = image.convert("RGB")
+    elif not mode.startswith("I") and ("transparency" in image.info or mode in ("P", "PA", "La", "RGBa")):
         is_opaque = mode == "P" and "transparency" not in image.info
         image = image.convert("RGB" if is_opaque else "LA" if mode in ("L", "La") else "RGBA")
     elif mode not in ("L", "LA", "RGB", "RGBA", "CMYK") and not mode.startswith("I"):
@@ -93,13 +102,31 @@ def planes_of_image(image: Any, orientation: int) -> Planes:
     pixels = np.asarray(image)
     pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
     pixels_HWP = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    return Planes(pixels_HWP, image.format or "", mode, orientation, has_alpha=image.mode.endswith("A"))
+    return Planes(pixels_HWP, file_format, mode, orientation, has_alpha=image.mode.endswith("A"))
+
+
+def deep_pnm_header(data: bytes) -> tuple[int, int, int, int, int] | None:
+    """Width, height, channels, largest value and offset of the pixels of a binary PGM or PPM with 16 bits, or None."""
+    match = _PNM_HEADER.match(data)
+    if match is None or int(match[4]) <= 255:
+        return None
+    return int(match[2]), int(match[3]), 3 if match[1] == b"6" else 1, int(match[4]), match.end()
+
+
+def read_pnm_planes(data: bytes, header: tuple[int, int, int, int, int]) -> Planes:
+    """The planes of a binary PGM or PPM with 16 bits, whose values Pillow would scale. Raises ImageRefusedError."""
+    width, height, channels, _, offset = header
+    _check_size(height, width, count := height * width * channels)
+    if len(data) < offset + 2 * count:
+        raise ImageRefusedError("cannot be decoded: it ends before its last pixel")
+    pixels = np.frombuffer(data, ">u2", count, offset).astype(np.uint16)
+    return Planes(pixels.reshape(height, width, channels), "PPM", f"{channels}x16")
 
 
 def read_png_planes(data: bytes, orientation: int) -> Planes:
     """The planes of a PNG file with 16 bits and several channels."""
     if problem := missing_package("imagecodecs", "bands", "a PNG file of 16 bits in colour"):
-        raise ImageRefusedError(problem)
+        raise ReaderMissingError(problem)
     import imagecodecs
 
     pixels_HWP = imagecodecs.png_decode(data)
@@ -157,7 +184,8 @@ def read_tiff_planes(data: bytes) -> Planes:
         pixels = np.moveaxis(pixels, axes.index(plane_axes), -1)
     pixels_HWP = _to_known_kind(pixels if plane_axes else pixels[:, :, None])
     is_colour = page.photometric in (_TIFF_GREY, _TIFF_RGB) and plane_axes in ("", "S")
-    return Planes(pixels_HWP, "TIFF", _mode(pixels_HWP), orientation, is_colour=is_colour)
+    has_alpha = is_colour and page.extrasamples[-1:] in (_TIFF_OPACITY, _TIFF_PLAIN_OPACITY)
+    return Planes(pixels_HWP, "TIFF", _mode(pixels_HWP), orientation, has_alpha, is_colour)
 
 
 def read_tiff_shape(data: bytes) -> PlanesHeader:
@@ -173,24 +201,25 @@ def read_tiff_shape(data: bytes) -> PlanesHeader:
 def _open_tiff(data: bytes) -> Iterator[tuple[Any, Any]]:
     """The only image of a TIFF file and its first page. Raises ImageRefusedError for what tifffile cannot read."""
     if problem := missing_package("tifffile", "bands", "a TIFF file with these channels or pages"):
-        raise ImageRefusedError(problem)
+        raise ReaderMissingError(problem)
     tifffile = _import_tifffile()
     try:
         with tifffile.TiffFile(BytesIO(data)) as file:
-            if len(file.series) != 1:
+            if not file.series:
+                raise ImageRefusedError("cannot be decoded: it has no image")
+            if len(file.series) > 1:
                 raise ImageRefusedError("several images of different sizes; give single images")
             series, page = file.series[0], file.pages[0]
             if page.photometric not in (_TIFF_GREY, _TIFF_RGB, _TIFF_SEPARATED):
                 raise ImageRefusedError("a palette or a colour space other than grey and RGB; save it as levels")
             _check_size(page.imagelength, page.imagewidth, max(math.prod(series.shape), math.prod(page.chunks)))
             yield series, page
-    except ImageRefusedError:
+    except (ImageRefusedError, ReaderMissingError, UserError):  # a UserError is a signal
         raise
     except Exception as error:  # of any kind, for damaged files
-        text = str(error)
-        if "imagecodecs" in text:
-            text = missing_package("imagecodecs", "bands", "its compression") or text
-        raise ImageRefusedError(f"cannot be decoded: {escape(text)}") from None
+        if "imagecodecs" in str(error) and (problem := missing_package("imagecodecs", "bands", "its compression")):
+            raise ReaderMissingError(problem) from None
+        raise ImageRefusedError(f"cannot be decoded: {escape(str(error))}") from None
 
 
 def _tiff_dimensions(series: Any) -> list[tuple[str, int]]:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.data.image_files import FORMAT_SUFFIXES
 from cnnrun.data.image_geometry import DecodedImage
+from cnnrun.data.image_names import FORMAT_SUFFIXES
 
 # An image's thumbnail for the search for near duplicates: its grey values at THUMB_SIDE x THUMB_SIDE. Larger thumbnails
 # keep details that resizing a small image destroys (on 28 x 28 images, 16 x 16 finds a quarter of what 8 x 8 finds at

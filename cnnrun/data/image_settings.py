@@ -80,5 +80,9 @@ refused."""
         return size
 
 
+class ReaderMissingError(Exception):
+    """Package that an image needs, without the image's name; `image_errors` adds that."""
+
+
 class ImageRefusedError(Exception):
     """Reason that an image cannot be used, without its name; `image_errors` adds that."""

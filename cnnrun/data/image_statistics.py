@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ def training_mean_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float,
 def _sum_pixels(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sums of each image's pixels and of their squares, by channel: int64 [N, C] each."""
     records = np.zeros(len(examples), record_dtype(examples.images.shape[0]))
-    levels = replace(examples.images.pixel_format, white=examples.images.pixel_format.span, black=0)
+    levels = examples.images.pixel_format.without_black()
     for part in torch.arange(len(examples)).split(images_per_block(int(np.prod(examples.images.shape)))):
         fill_pixel_sums(records[part[0] : part[-1] + 1], levels.to_file(examples.load_images(part)).numpy())
     channels = examples.images.shape[0]

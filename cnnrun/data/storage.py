@@ -60,9 +60,9 @@ class StoredSplit:
     @cached_property
     def _pixel_digests(self) -> NDArray[np.uint64]:
         parts = torch.arange(len(self.images)).split(cache.images_per_block(int(np.prod(self.images.shape))))
-        return np.array(
-            [digest(image.numpy().tobytes()) for part in parts for image in self.images.take(part)], np.uint64
-        )
+        levels = self.images.pixel_format.without_black()
+        stored = (image for part in parts for image in levels.to_file(self.images.take(part)))
+        return np.array([digest(image.numpy().tobytes()) for image in stored], np.uint64)
 
 
 class StorageSettings(Spec):

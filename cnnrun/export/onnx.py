@@ -24,7 +24,7 @@ INPUT = "pixels"
 class Onnx(Kind):
     """An ONNX graph from uint8 pixels [batch, height, width, channels] to the task's results, for any batch size.
 
-    The pixels are uint16 for a network whose images keep 16 bits.
+    The pixels are uint16, or int16 with a black below 0, for a network whose images keep 16 bits.
     """
 
     kind = "onnx"

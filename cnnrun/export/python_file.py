@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.config.spec import Kind
+from cnnrun.contracts.pixels import PixelFormat
 from cnnrun.export.python_source import Expression, SourceCollector, constructor_call, extract_layers, extract_repeats
 from cnnrun.model.trained_network import ExportedNetwork
 
@@ -134,12 +135,18 @@ def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str,
         _TAIL.format(
             results=", ".join(names),
             dtype=pixel_format.file_dtype,
-            values=f"({_VALUES} - {pixel_format.black}) * 255 / {pixel_format.span}"
-            if pixel_format.is_deep
-            else _VALUES,
+            values=_values_text(pixel_format),
         ),
     ]
     return "\n".join(pieces)
+
+
+def _values_text(pixel_format: PixelFormat) -> str:
+    """The expression that makes values 0..255 of pixels, as `PixelFormat.from_file` does."""
+    if not pixel_format.is_deep:
+        return _VALUES
+    black, white, span = pixel_format.black, pixel_format.white, pixel_format.span
+    return f"({_VALUES}.clamp({black}, {white}) - {black}) * 255 / {span}"
 
 
 def _function_text(name: str, call: Expression) -> str:

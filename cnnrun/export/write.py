@@ -63,7 +63,7 @@ def artefact_metadata(trained: TrainedNetwork) -> dict[str, Any]:
     channels, height, width = trained.facts.image_shape
     image, channel_names = trained.image, {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     pixel_format = image.pixel_format
-    levels = f", {pixel_format.black:,} to {pixel_format.white:,}" if pixel_format.is_deep else ""
+    levels = f", {pixel_format.black:,} to {pixel_format.white:,}, others clipped" if pixel_format.is_deep else ""
     return {
         "task": trained.task.kind,
         "classes": list(trained.facts.classes),

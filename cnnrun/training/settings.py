@@ -78,6 +78,8 @@ trainings then differ slightly. Training on a CPU is always reproducible."""
     def _check_freeze_epochs(self) -> Self:
         if self.freeze_epochs is not None and self.freeze is None:
             raise ValueError("freeze_epochs says how long `freeze` holds; add `freeze` or remove it")
+        if self.freeze_epochs is not None and self.freeze_epochs >= self.epochs:
+            raise ValueError(f"freeze_epochs: {self.freeze_epochs} leaves none of {self.epochs} epochs; remove it")
         return self
 
     @property

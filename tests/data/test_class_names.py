@@ -20,7 +20,7 @@ from cnnrun.data.class_names import (
     quote_names,
     similar_names,
 )
-from cnnrun.data.image_files import SUFFIXES, is_image_name
+from cnnrun.data.image_names import SUFFIXES, is_image_name
 
 PAIRS = [
     ("Cat", "cat"),

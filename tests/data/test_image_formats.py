@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from cnnrun.base.errors import DataError
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data import image_files
-from cnnrun.data.image_files import FORMAT_SUFFIXES, is_image_name, load_with_view, read_image_header
+from cnnrun.data.image_files import load_with_view, read_image_header
+from cnnrun.data.image_names import FORMAT_SUFFIXES, is_image_name
 from cnnrun.data.image_settings import ImageSettings
 
 SIZE = (48, 64)
@@ -101,7 +102,7 @@ def test_heic_is_read_with_its_package_and_named_without(tmp_path, monkeypatch):
     monkeypatch.setattr("cnnrun.base.extras.find_spec", lambda name: None)
     image_files._known_formats.cache_clear()
     monkeypatch.setattr(image_files, "_known_formats", lambda: image_files.FORMATS)
-    with pytest.raises(DataError, match=r"HEIC needs pi_heif: pip install 'cnnrun\[heic\]'"):
+    with pytest.raises(ConfigError, match=r"HEIC needs pi_heif: pip install 'cnnrun\[heic\]'"):
         load(tmp_path / "p.heic")
 
 

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image as Pil
 
-from cnnrun.base.errors import DataError
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.pixels import MAX_WHITE, PixelFormat
 from cnnrun.data import cache
 from cnnrun.data.augment.colour import change_colours
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
-from cnnrun.data.image_files import choose_images, load_with_view, read_image_bytes, read_image_header, to_network_batch
+from cnnrun.data.image_files import load_with_view, read_image_bytes, read_image_header, to_network_batch
+from cnnrun.data.image_names import choose_images
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
@@ -187,6 +188,50 @@ def test_tiffs_are_turned_upright(orientation, turned, tmp_path):
     assert read_image_header(read_image_bytes(path)).size == (SIZE[::-1] if turned else SIZE)
 
 
+@pytest.mark.parametrize("maxval", [300, 4095, 65_535])
+@pytest.mark.parametrize(("kind", "channels"), [(5, 1), (6, 3)])
+def test_pgm_and_ppm_keep_the_values_of_the_file(kind, channels, maxval, tmp_path):
+    """Pillow scales grey values to 65,535, and reduces colours to 8 bits."""
+    pixels = noise(channels).clip(max=maxval)
+    header = f"P{kind}\n# a comment\n{SIZE[1]} {SIZE[0]}\n{maxval}\n".encode()
+    (tmp_path / "a.ppm").write_bytes(header + pixels.astype(">u2").tobytes())
+    assert np.array_equal(load(tmp_path / "a.ppm", channels), pixels)
+    assert read_image_header(read_image_bytes(tmp_path / "a.ppm")).is_deep
+    (tmp_path / "a.ppm").write_bytes(header + pixels.astype(">u2").tobytes()[:-1])
+    with pytest.raises(DataError, match="a.ppm: cannot be decoded"):
+        load(tmp_path / "a.ppm", channels)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_files_of_eight_bits_in_any_mode_serve_among_sixteen(mode, tmp_path):
+    picture = Pil.fromarray(noise(3, np.uint8)).convert(mode)
+    suffix = {"CMYK": "tif", "YCbCr": "jpg"}.get(mode, "png")
+    picture.save(tmp_path / f"a.{suffix}")
+    deep = load(tmp_path / f"a.{suffix}", 3)
+    shallow = load(tmp_path / f"a.{suffix}", 3, ImageSettings())
+    assert np.abs(deep / 257 - shallow).max() <= 1  # rounding of opacity
+
+
+def test_a_transparent_value_of_16_bit_grey_is_left_as_it_is(tmp_path):
+    pixels = noise(1) % 4096
+    data = png_bytes(pixels)
+    chunk = (
+        struct.pack(">I", 2)
+        + b"tRNS"
+        + struct.pack(">H", 7)
+        + struct.pack(">I", zlib.crc32(b"tRNS" + struct.pack(">H", 7)))
+    )
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    assert np.array_equal(load(tmp_path / "a.png", 1), pixels)
+
+
+def test_opacity_of_a_tiff_is_laid_over_the_background_as_that_of_a_png(tmp_path):
+    pixels = noise(4)
+    save_tiff(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    save_png(tmp_path / "a.png", pixels)
+    assert np.array_equal(load(tmp_path / "a.tif", 3), load(tmp_path / "a.png", 3))
+
+
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +368,7 @@ def test_five_channels_for_a_network_of_three_are_named(tmp_path):
 def test_a_missing_tifffile_says_what_brings_it(tmp_path, monkeypatch):
     path = save_tiff(tmp_path / "a.tif", noise(5), photometric="minisblack", planarconfig="contig")
     monkeypatch.setattr("cnnrun.base.extras.find_spec", lambda package: None)
-    with pytest.raises(DataError, match=r"needs tifffile: pip install 'cnnrun\[bands\]'"):
+    with pytest.raises(ConfigError, match=r"a.tif: .* needs tifffile: pip install 'cnnrun\[bands\]'"):
         load(path, 5)
 
 
@@ -427,6 +472,52 @@ def test_bits_and_white_are_part_of_the_key_of_the_cache(tmp_path):
 def test_arrays_are_images_only_where_there_are_no_others():
     assert choose_images(["a.npy", "b.txt", ".c.npy"]) == ["a.npy"]
     assert choose_images(["dir.npy/a.npy", "a.JPG", "b.txt"]) == ["a.JPG"]
+
+
+def test_signed_and_unsigned_pixels_are_different_data(tmp_path):
+    pixels = noise(5, size=(12, *SIZE))
+    for name, images in (("u", pixels), ("s", pixels.view(np.int16))):
+        np.savez(tmp_path / f"{name}.npz", x_train=images, y_train=np.arange(12) % 2)
+    image = {"size": list(SIZE), "channels": 5, "bits": 16, "white": 30_000, "clip": True}
+    found = [
+        contents(
+            folder_data(tmp_path, tmp_path / "cache", image=image, source={"arrays": str(tmp_path / f"{name}.npz")})
+        )
+        for name in "us"
+    ]
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_leaks_are_found_where_one_split_needs_conversion(tmp_path):
+    train, val = noise(5, size=(12, *SIZE)) % 4096, noise(5, size=(6, *SIZE), seed=1) % 4096
+    val[:3] = train[:3]
+    val[5, 0, 0, 0] = 5000  # is clipped, so this split is converted and train is not
+    np.savez(tmp_path / "a.npz", x_train=train, y_train=np.arange(12) % 2, x_val=val, y_val=np.arange(6) % 2)
+    image = {"size": list(SIZE), "channels": 5, "bits": 16, "white": 4095, "clip": True}
+    data = folder_data(tmp_path, tmp_path / "cache", image=image, source={"arrays": str(tmp_path / "a.npz")})
+    with pytest.raises(DataError, match="3 images in more than one split"):
+        contents(data)
+
+
+def test_a_package_that_is_missing_is_not_remembered_as_damage(tmp_path, monkeypatch):
+    for number in range(12):
+        folder = tmp_path / "images" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tiff(folder / f"{number}.tif", noise(5, seed=number), photometric="minisblack", planarconfig="contig")
+    data = folder_data(tmp_path / "images", tmp_path / "cache", bad_files="skip", cache="disk")
+    with monkeypatch.context() as patched:
+        patched.setattr("cnnrun.base.extras.find_spec", lambda package: None)
+        with pytest.raises(ConfigError, match="needs tifffile"):
+            contents(data)
+    assert sum(map(len, contents(data))) == 12
+
+
+def test_one_other_image_anywhere_leaves_the_arrays_of_all_classes_out(tmp_path, capfd):
+    root = write_folder(tmp_path / "images")
+    Pil.fromarray(noise(3, np.uint8)).save(root / "class0" / "preview.png")
+    with pytest.raises(DataError, match="class1: no images"):
+        contents(folder_data(root, tmp_path / "cache"))
+    assert "left out 12 .npy files beside other images" in capfd.readouterr().err
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------

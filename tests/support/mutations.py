@@ -671,7 +671,7 @@ MUTATIONS = [
     ),
     *faults("contracts.pixels", "data/test_image_planes.py",
         ("white is a level too bright", "levels * 255 / self.span", "levels * 256 / self.span"),
-        ("an exported file forgets black", "self._scale(pixels.float() - self.black)", "self._scale(pixels.float())"),
+        ("an exported file forgets black", "clamp(self.black, self.white) - self.black)", "clamp(self.black, self.white))"),
     ),
     *faults("data.image_planes", "data/test_image_planes.py",
         ("values above white are wrapped", "high > pixel_format.white and not settings.clip", "False"),

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from cnnrun.experiment.config_file import parse_config
+from cnnrun.export.onnx import Onnx
+from cnnrun.export.python_file import Code
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.run_records import read_metrics
 
@@ -74,11 +76,21 @@ def test_an_exported_file_takes_the_pixels_as_they_are_stored(run, bands, run_cl
     session = onnxruntime.InferenceSession(path)
     (taken,) = session.get_inputs()
     assert (taken.type, taken.shape[1:]) == ("tensor(uint16)", [12, 12, 5])
-    assert session.get_modelmeta().custom_metadata_map["input"] == "uint16 [batch, 12, 12, 5], 5 channels, 0 to 4,095"
+    words = "uint16 [batch, 12, 12, 5], 5 channels, 0 to 4,095, others clipped"
+    assert session.get_modelmeta().custom_metadata_map["input"] == words
     file = sorted(bands.glob("high/*.tif"))[0]
     row = json.loads(run_cli("predict", file, "--run", run, "--json")[1])
     probabilities = session.run(["probabilities"], {"pixels": tifffile.imread(file)[None]})[0][0]
     assert float(probabilities.max()) == pytest.approx(row["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "code"])
+def test_an_exported_file_clips_what_is_outside(kind, run, run_cli, tmp_path):
+    path = tmp_path / ("model.onnx" if kind == "onnx" else "model.py")
+    assert run_cli("export", kind, run, "--out", path)[0] == 0
+    artefact = (Onnx() if kind == "onnx" else Code()).reload(path)
+    bright = np.full((1, 12, 12, 5), 60_000, np.uint16)
+    assert np.array_equal(artefact(bright)[0], artefact(bright.clip(0, WHITE))[0])
 
 
 def test_brighter_pixels_than_white_are_named_before_training(bands, run_cli, tmp_path):

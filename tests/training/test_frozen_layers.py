@@ -348,6 +348,8 @@ def test_groups_may_name_layers_that_learn_later(tmp_path):
 def test_frozen_epochs_without_frozen_layers_are_refused():
     with pytest.raises(ConfigError, match=r"freeze_epochs says how long `freeze` holds; add `freeze` or remove it"):
         tiny_experiment("train.freeze_epochs=2")
+    with pytest.raises(ConfigError, match="freeze_epochs: 5 leaves none of 2 epochs; remove it"):
+        tiny_experiment(FROZEN, "train.freeze_epochs=5")
 
 
 def test_batches_of_one_are_refused_where_batch_norms_learn_later(tmp_path):

@@ -153,6 +153,9 @@ def _read_images(path: Path, file: Any, name: str) -> NDArray[Any]:
     if not is_known or not 1 <= images.shape[3] <= MAX_CHANNELS or 0 in images.shape:
         expected = f"uint8, uint16 or int16 [N, H, W] or [N, H, W, C], with up to {MAX_CHANNELS} channels"
         raise DataError(f"{path}: {name} is {images.dtype} {list(images.shape)}; expected {expected}")
+    if images.shape[3] not in (1, 3) and images.shape[1] < images.shape[2] == images.shape[3]:
+        hint = f"give {name}.transpose(0, 2, 3, 1)"
+        raise DataError(f"{path}: {name} is {list(images.shape)}, which looks like [N, C, H, W]; {hint}")
     return np.ascontiguousarray(images, images.dtype.newbyteorder("="))
 
 

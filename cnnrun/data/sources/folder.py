@@ -17,7 +17,7 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
-from cnnrun.data.image_files import SUFFIX_LIST, choose_images, is_image_name
+from cnnrun.data.image_names import SUFFIX_LIST, choose_images, is_image_name
 from cnnrun.data.sources.lfw_pairs import pair_targets, read_pairs
 from cnnrun.data.split_names import parse_split_name
 
@@ -142,10 +142,14 @@ def _read_split(folder: Path, classes: list[str], root: Path, split: str, has_di
     if loose:
         left_out = format_count(len(loose), "image")
         say(f"{escape(str(folder))}: left out {left_out} outside the class folders, such as {escape(min(loose))!r}")
+    files_by_class = [_image_paths(folder / name, root) for name in classes]
+    images = set(choose_images(file for files in files_by_class for file in files))
+    if arrays := sum(map(len, files_by_class)) - len(images):
+        say(f"{escape(str(folder))}: left out {format_count(arrays, '.npy file')} beside other images")
     paths: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = _image_paths(folder / name, root)
+    for label, (name, class_files) in enumerate(zip(classes, files_by_class, strict=True)):
+        files = [file for file in class_files if file in images]
         if not files and split == "train" and not (has_disjoint_classes and not (folder / name).exists()):
             raise DataError(f"{folder / name}: no images ({SUFFIX_LIST}) for this class")
         paths += files
@@ -178,7 +182,7 @@ def _image_paths(folder: Path, root: Path) -> list[str]:
         visited.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not is_hidden_or_system_name(name)]
         files += [f"{parent}{os.sep}{name}" for name in names if not is_hidden_or_system_name(name)]
-    paths = choose_images(files)
+    paths = [file for file in files if is_image_name(Path(file).name)]
     if left_out := sorted(set(files) - set(paths)):
         counted, example = format_count(len(left_out), "file"), Path(left_out[0]).name
         say(f"{escape(str(folder))}: left out {counted} of other kinds, such as {example!r}")

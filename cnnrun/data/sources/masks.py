@@ -16,7 +16,7 @@ from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, Masks, SourceContents, SourceSpec, Split
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN, TargetKind
-from cnnrun.data.image_files import SUFFIX_LIST, choose_images
+from cnnrun.data.image_names import SUFFIX_LIST, choose_images
 from cnnrun.data.split_names import parse_split_name
 
 SplitName = Literal["train", "val", "test"]
@@ -157,16 +157,17 @@ class _Pairing:
 
     def image_names(self) -> list[str]:
         """The names of the images, sorted."""
-        names = _image_names(self.images)
+        names = _file_names(self.images)
         if self.images.resolve() == self.masks.resolve():
             names = [name for name in names if not self._is_mask(name)]
-        return sorted(names, key=os.fsencode)
+        return sorted(choose_images(names), key=os.fsencode)
 
     def masks_by_stem(self) -> dict[str, list[str]]:
         """The names of the masks, by the names of their images without suffix."""
-        names = _image_names(self.masks)
+        names = _file_names(self.masks)
         if self.images.resolve() == self.masks.resolve():
             names = [name for name in names if self._is_mask(name)]
+        names = choose_images(names)
         by_stem: dict[str, list[str]] = {}
         for name in names:
             if Path(name).stem.endswith(self.suffix):
@@ -209,5 +210,5 @@ def _read_split(pairing: _Pairing, meaning: Masks) -> Split:
     return Split(files, {}, str(images), masks=replace(meaning, images=mask_files))
 
 
-def _image_names(folder: Path) -> list[str]:
-    return choose_images(entry.name for entry in os.scandir(folder) if entry.is_file())
+def _file_names(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_file()]

@@ -34,7 +34,7 @@ from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data import cache
 from cnnrun.data.class_names import clean_cell, missing_value_problem, sort_class_names
-from cnnrun.data.image_files import SUFFIX_LIST, choose_images
+from cnnrun.data.image_names import SUFFIX_LIST, choose_images
 
 _FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
 _PIPES_VARIABLE = "CNNRUN_PIPES"  # the deprecated name, which allows commands but not URLs
@@ -287,8 +287,8 @@ def _index_sample(
     shard: Path, file: IO[bytes], sample: dict[str, tarfile.TarInfo], label: str
 ) -> Iterator[tuple[str, int, int, str]]:
     """Yield the entry of a sample; nothing if it has neither image nor label. Raises DataError if it lacks one."""
-    suffixes = [Path(name).suffix[1:] for name in choose_images(f"image.{extension}" for extension in sample)]
-    images = [sample[suffix] for suffix in suffixes]
+    names = choose_images(f"image.{extension}" for extension in sample if "." not in extension)
+    images = [sample[name.removeprefix("image.")] for name in names]
     if not images and label in sample:
         raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no image ({SUFFIX_LIST})")
     if not images:

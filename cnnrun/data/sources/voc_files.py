@@ -17,7 +17,8 @@ from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.layer import HeightWidth
-from cnnrun.data.image_files import choose_images, image_errors, read_image_bytes, read_image_header
+from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
+from cnnrun.data.image_names import choose_images
 
 _MAX_XML_BYTES = 16 << 20
 _MAX_DEPTH, _MAX_ELEMENTS = 64, 500_000  # of the XML tree

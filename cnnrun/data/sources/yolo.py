@@ -22,7 +22,8 @@ from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import ClassNames, SourceContents, Split
-from cnnrun.data.image_files import choose_images, image_errors, read_image_bytes, read_image_header
+from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
+from cnnrun.data.image_names import choose_images
 from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
 from cnnrun.data.split_names import parse_split_name
 

@@ -62,7 +62,7 @@ def _speed_lines(choice: Choice, minutes: float) -> list[str]:
         f"# A training step was measured at {choice.images_per_second:,.0f} images/s here; "
         f"the epochs fit {minutes:g} minutes."
     ]
-    if choice.recipe.can_use_features:
+    if choice.recipe.can_use_features and choice.channels in (1, 3):
         lines.append(
             f"# From published weights a few hundred images of photos reach a better score in less time: "
             f"`cnnrun zoo weights {SUGGESTED}`, then init again."

@@ -13,7 +13,7 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.user_paths import read_errors
-from cnnrun.data.image_files import is_image_name
+from cnnrun.data.image_names import is_image_name
 from cnnrun.data.split_names import parse_split_name
 from cnnrun.experiment.init.guess_boxes import guess_coco, guess_voc, guess_yolo
 from cnnrun.experiment.init.guess_masks import guess_masks, is_mask_name

@@ -13,7 +13,7 @@ from cnnrun.base.bounded_files import read_json_bytes, read_text
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError
 from cnnrun.base.file_sequences import is_hidden_or_system_name
-from cnnrun.data.image_files import is_image_name
+from cnnrun.data.image_names import is_image_name
 from cnnrun.data.split_names import parse_split_name
 from cnnrun.experiment.init.paths import folders_below, is_file, name_of_path, split_of, subfolders
 from cnnrun.experiment.init.reading import Reading

@@ -18,7 +18,8 @@ from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.machine_load import processor_count
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
-from cnnrun.data.image_files import image_errors, is_image_name, open_image, read_image_bytes
+from cnnrun.data.image_files import image_errors, open_image, read_image_bytes
+from cnnrun.data.image_names import is_image_name
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.mask_files import format_colour, read_mask_colours, read_mask_values
 from cnnrun.experiment.init.paths import SPLIT_PREFIX, folders_below, name_of_path, split_of

@@ -14,7 +14,7 @@ from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.config.messages import did_you_mean
 from cnnrun.contracts.target_kind import TargetKind
-from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES, is_image_name
+from cnnrun.data.image_names import SUFFIX_LIST, SUFFIXES, is_image_name
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
 from cnnrun.experiment.init.paths import is_file, name_of_path, split_of, subfolders

@@ -128,7 +128,7 @@ def _find_levels(source_index: SourceIndex, channels: int) -> dict[str, Any]:
             f"{100 * negative_share:.2g} % of the pixels are below 0, down to {min(lows):,}: they are taken as 0 (clip)"
         )
         return levels | {"clip": True}
-    return levels | {"black": -_largest_of_bits(-min(lows)) - 1}
+    return levels | {"black": -_largest_of_bits(-min(lows) - 1) - 1}
 
 
 def _read_pixels(split: Split, index: int, channels: int) -> NDArray[Any]:

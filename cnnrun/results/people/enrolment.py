@@ -16,7 +16,7 @@ from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.locks import hold_lock
 from cnnrun.base.progress import say
 from cnnrun.base.similarity import Embeddings
-from cnnrun.data.image_files import is_image_name
+from cnnrun.data.image_names import is_image_name
 from cnnrun.data.image_paths import list_images
 from cnnrun.results.people import gallery_file
 from cnnrun.results.people.embeddings import Embedder, IdentityOptions

@@ -53,6 +53,7 @@ def test_array_names_can_be_given(tmp_path):
     [
         (pictures().astype(np.float32), np.arange(6), "x is float32"),
         (pictures(6, 8, 8, 257), np.arange(6), "expected uint8"),
+        (pictures(6, 3, 32, 32), np.arange(6), r"looks like \[N, C, H, W\]; give x.transpose\(0, 2, 3, 1\)"),
         (pictures(), np.arange(5), r"y is int64 \[5\]; expected whole numbers \[6\]"),
         (pictures(), np.arange(6) / 2, "expected whole numbers"),
         (pictures(), np.array([0, 1, -1, 0, 1, 0]), r"y\[2\] is -1"),

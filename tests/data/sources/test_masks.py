@@ -286,6 +286,15 @@ def test_folders_of_different_splits_are_refused(root):
             MaskFolders(images=images, masks=masks, classes=["a", "b"])
 
 
+def test_arrays_and_their_masks_in_one_folder(root):
+    for path in sorted((root / "images").glob("*.png")):
+        np.save(root / "masks" / f"{path.stem}.npy", np.full((8, 12, 5), int(path.stem), np.uint8))
+        (root / "masks" / path.name).rename(root / "masks" / f"{path.stem}_mask.png")
+    together = {"images": str(root / "masks"), "masks": str(root / "masks"), "mask_suffix": "_mask"}
+    dataset = read(data_of(root, {"size": [8, 12], "channels": 5}, **together))
+    assert sum(len(samples) for samples in dataset.splits.values()) == 10
+
+
 # --- masks of colours -------------------------------------------------------------------------------------------------
 
 COLOURS = ["#000000", "#ff8000", "#0000fe"]

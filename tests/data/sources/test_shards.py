@@ -102,6 +102,16 @@ def test_zero_padded_class_numbers_are_numbers(tmp_path):
         Shards(train=str(tmp_path / "a.tar"), classes=["a", "b"]).read()
 
 
+def test_members_of_longer_extensions_and_arrays_beside_images_are_no_images(tmp_path):
+    png, array = save_picture(tmp_path / "x.png").read_bytes(), io.BytesIO()
+    np.save(array, np.zeros((4, 4, 5), np.uint8))
+    extra = {"seg.png": png, "npy": array.getvalue()}
+    write_shard(tmp_path / "a.tar", [{"cls": label, "png": png, **extra} for label in (b"0", b"1")])
+    assert len(Shards(train=str(tmp_path / "a.tar")).read().splits["train"]) == 2
+    write_shard(tmp_path / "b.tar", [{"cls": label, "npy": array.getvalue()} for label in (b"0", b"1")])
+    assert len(Shards(train=str(tmp_path / "b.tar")).read().splits["train"]) == 2
+
+
 def test_numbers_too_large_for_class_numbers_are_names(tmp_path):
     png = save_picture(tmp_path / "x.png").read_bytes()
     write_shard(
