@@ -30,7 +30,9 @@ from cnnrun.data.npy_headers import read_npy_header
 
 MAX_VALUES = 3 * MAX_PIXELS  # of all planes
 _NPY_START = b"\x93NUMPY"
-_PNM_HEADER = re.compile(rb"P([56])(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
+_MAX_PNM_HEADER = 4096  # bytes
+_PNM_GAP = rb"(?:\s|#[^\n]*\n)+"
+_PNM_HEADER = re.compile(rb"P([56])" + _PNM_GAP + rb"(\d{1,6})" + _PNM_GAP + rb"(\d{1,6})" + _PNM_GAP + rb"(\d{1,5})\s")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_ORIENTATION = 258, 277, 274  # tags
@@ -105,17 +107,17 @@ def planes_of_image(image: Any, orientation: int, channels: int) -> Planes:
     return Planes(pixels_HWP, file_format, mode, orientation, has_alpha=image.mode.endswith("A"))
 
 
-def deep_pnm_header(data: bytes) -> tuple[int, int, int, int, int] | None:
-    """Width, height, channels, largest value and offset of the pixels of a binary PGM or PPM with 16 bits, or None."""
-    match = _PNM_HEADER.match(data)
+def deep_pnm_header(data: bytes) -> tuple[int, int, int, int] | None:
+    """Width, height, channels and offset of the pixels of a binary PGM or PPM with 16 bits; None for other files."""
+    match = _PNM_HEADER.match(data[:_MAX_PNM_HEADER])
     if match is None or int(match[4]) <= 255:
         return None
-    return int(match[2]), int(match[3]), 3 if match[1] == b"6" else 1, int(match[4]), match.end()
+    return int(match[2]), int(match[3]), 3 if match[1] == b"6" else 1, match.end()
 
 
-def read_pnm_planes(data: bytes, header: tuple[int, int, int, int, int]) -> Planes:
+def read_pnm_planes(data: bytes, header: tuple[int, int, int, int]) -> Planes:
     """The planes of a binary PGM or PPM with 16 bits, whose values Pillow would scale. Raises ImageRefusedError."""
-    width, height, channels, _, offset = header
+    width, height, channels, offset = header
     _check_size(height, width, count := height * width * channels)
     if len(data) < offset + 2 * count:
         raise ImageRefusedError("cannot be decoded: it ends before its last pixel")
@@ -279,11 +281,11 @@ def _match_levels(pixels_HWP: NDArray[Any], settings: ImageSettings) -> NDArray[
 
 def _match_channels(planes: Planes, channels: int, settings: ImageSettings) -> NDArray[Any]:
     """Convert grey to RGB or back, over the background where there is opacity. Raises ImageRefusedError otherwise."""
-    pixels_HWP, has_alpha = planes.pixels_HWP, planes.has_alpha
+    pixels_HWP = planes.pixels_HWP
     if pixels_HWP.shape[2] == channels:
         return pixels_HWP
-    if channels in (1, 3) and has_alpha:
-        pixels_HWP, has_alpha = _lay_over_background(pixels_HWP, settings), False
+    if channels in (1, 3) and planes.has_alpha:
+        pixels_HWP = _lay_over_background(pixels_HWP, settings)
     count = pixels_HWP.shape[2]
     if count == channels:
         return pixels_HWP
