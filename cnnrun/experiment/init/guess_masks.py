@@ -32,7 +32,7 @@ _MASK_WORDS = re.compile(
     r"masks?|labels?|annots?|annotations?|annos?|(ground)?truth|gt|segs?|segmentations?|manual", re.IGNORECASE
 )
 
-_MAX_NAMES_BYTES = 1 << 16  # a list of colours is short
+_MAX_NAMES_BYTES, _MAX_LINE = 1 << 16, 200  # a list of colours is short, and so are its lines
 _RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
 _NAME_AND_COLOUR = re.compile(rf"\s*(?P<name>[^\d\s,;][^,;\t]*?)[\s,;]+{_RGB}\s*$")
 _COLOUR_AND_NAME = re.compile(rf"\s*{_RGB}[\s,;]+(?P<name>[^\d\s,;][^,;\t]*?)\s*$")
@@ -198,6 +198,8 @@ def _find_colour_names(root: Path) -> tuple[Path | None, dict[str, str]]:
         try:
             lines = read_text(file, DataError, _MAX_NAMES_BYTES).splitlines()
         except DataError:
+            continue
+        if max(map(len, lines), default=0) > _MAX_LINE:
             continue
         found = [match for line in lines if (match := _NAME_AND_COLOUR.match(line) or _COLOUR_AND_NAME.match(line))]
         if len(found) >= max(2, len(lines) - 1):  # a first line may name the columns
