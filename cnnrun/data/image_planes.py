@@ -28,7 +28,7 @@ from cnnrun.data.image_geometry import DecodedImage, turn_upright
 from cnnrun.data.image_settings import MAX_PIXELS, ImageRefusedError, ImageSettings, ReaderMissingError
 from cnnrun.data.npy_headers import read_npy_header
 
-MAX_VALUES = 3 * MAX_PIXELS  # of all planes
+_MAX_VALUES = 3 * MAX_PIXELS  # of all planes
 _NPY_START = b"\x93NUMPY"
 _MAX_PNM_HEADER = 4096  # bytes
 _PNM_GAP = rb"(?:\s|#[^\n]*\n)+"
@@ -328,5 +328,5 @@ def _check_size(height: int, width: int, value_count: int) -> None:
         raise ImageRefusedError("has no pixels")
     if height * width > MAX_PIXELS:
         raise ImageRefusedError(f"{width}x{height} pixels; at most {MAX_PIXELS:,}")
-    if value_count > MAX_VALUES:
-        raise ImageRefusedError(f"{value_count:,} values; at most {MAX_VALUES:,}")
+    if value_count > _MAX_VALUES:
+        raise ImageRefusedError(f"{value_count:,} values; at most {_MAX_VALUES:,}")

@@ -34,7 +34,16 @@ from cnnrun.data.image_records import digest, record_dtype
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.data.image_stores import DecodingStore, DiskStore, ImageStore, MemoryStore, map_file
 
-_NOT_DECODING = {"size", "channels", "mean", "std", "bits", "white", "black", "clip"}  # in a key by other words, or not
+_NOT_DECODING = {
+    "size",
+    "channels",
+    "mean",
+    "std",
+    "bits",
+    "white",
+    "black",
+    "clip",
+}  # they change no pixel, or join the key below
 _DECODER_VERSION = 6  # raise it when the same file would be decoded to other pixels, or get another record
 
 CacheKind = Literal["auto", "disk", "memory", "none"]

@@ -71,10 +71,8 @@ def predict_paths(
     if coco and (coco.exists() or not coco.parent.is_dir()):
         raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
-    draw, write_mask = (
-        overlay_drawer(output.draw, trained.image, trained.facts.image_shape[0]),
-        mask_writer(output.masks),
-    )
+    draw = overlay_drawer(output.draw, trained.image, trained.facts.image_shape[0])
+    write_mask = mask_writer(output.masks)
     for predicted in predict_files(trained, list_images(paths), batch, thresholds, fast):
         draw(predicted)
         write_mask(predicted)
@@ -149,7 +147,9 @@ def overlay_drawer(folder: Path | None, image: ImageSettings, channels: int) -> 
             return
         with image_errors(str(predicted.path)):
             decoded = decode_image(read_image_bytes(predicted.path), 3 if channels in (1, 3) else channels, image)
-        drawing = draw_overlay(to_pillow(decoded.values()), predicted.prediction.overlay() or Overlay())
+        image_8_bit, *further_planes = decoded.pillow_images
+        pillow_image = to_pillow(decoded.values()) if further_planes else image_8_bit
+        drawing = draw_overlay(pillow_image, predicted.prediction.overlay() or Overlay())
         write_png(choose_path(predicted.path), np.asarray(drawing), _GENERATOR)
 
     return draw

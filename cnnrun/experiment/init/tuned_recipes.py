@@ -29,20 +29,25 @@ def recipes_from_weights(recipe: Recipe, pretrained: Pretrained) -> list[Recipe]
     return [FineTuned(recipe, pretrained), features] if recipe.survey.images >= _MIN_IMAGES_TO_TUNE else [features]
 
 
-class TunedDetectRecipe(DetectRecipe):
-    """Boxes with labels, by a detector on a network that starts from published weights."""
+class _OnPretrainedLevels(Recipe):
+    """Base of recipes whose layers stand on several levels of a network with published weights."""
 
-    sides = (160, 192, 224, 256, 320)
     channels = 3
-    max_batch = 8
-    epochs = (25, 60)
-    wanted_steps = 2000
     takes_grey: ClassVar[bool] = True
     """True if weights help with grey images, too."""
 
     def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
         super().__init__(survey)
         self.pretrained: Pretrained = pretrained
+
+
+class TunedDetectRecipe(_OnPretrainedLevels, DetectRecipe):
+    """Boxes with labels, by a detector on a network that starts from published weights."""
+
+    sides = (160, 192, 224, 256, 320)
+    max_batch = 8
+    epochs = (25, 60)
+    wanted_steps = 2000
 
     def model(self, size: HeightWidth) -> str:
         pretrained = self.pretrained
@@ -61,19 +66,14 @@ class TunedDetectRecipe(DetectRecipe):
         ]
 
 
-class TunedSegmentRecipe(SegmentRecipe):
+class TunedSegmentRecipe(_OnPretrainedLevels, SegmentRecipe):
     """A class for each pixel, by a U-Net whose first half starts from published weights."""
 
     sides: ClassVar[Sequence[int]] = (96, 128, 160, 192, 224, 256)
-    channels = 3
     max_batch = 8
     epochs = (15, 60)
     wanted_steps = 1500
     takes_grey = False  # on grey microscopy a network from scratch was as good
-
-    def __init__(self, survey: Survey, pretrained: Pretrained) -> None:
-        super().__init__(survey)
-        self.pretrained: Pretrained = pretrained
 
     def model(self, size: HeightWidth) -> str:
         pretrained = self.pretrained
@@ -148,7 +148,7 @@ class FrozenFeatures(FineTuned):
         return {}, "Images are not augmented, so that the frozen layers see each one once."
 
 
-_TUNED: dict[type[Recipe], type[TunedDetectRecipe] | type[TunedSegmentRecipe]] = {
+_TUNED: dict[type[Recipe], type[_OnPretrainedLevels]] = {
     DetectRecipe: TunedDetectRecipe,
     SegmentRecipe: TunedSegmentRecipe,
 }
