@@ -25,6 +25,7 @@ LICENCE = (
 )
 # Tensors of the published files that belong to heads that only the training used.
 _AUXILIARY_HEADS = {"googlenet": ("aux1.*", "aux2.*"), "inception_v3": ("AuxLogits.*",)}
+FACE_MODELS = Path("data/face-models")  # where scripts/get_data puts the published face networks
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.pth$")
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
@@ -22,6 +23,7 @@ from cnnrun.experiment.init.paths import is_visible, name_of_path, subfolders
 from cnnrun.experiment.init.reading import Reading, Request
 
 _MAX_PARTS = 4  # so few folders may be parts of one data set, such as images and masks
+_FACES_TABLE, _FACES_COLUMNS = "faces.csv", b"photo,file,x1,"  # what `cnnrun faces` writes beside the faces
 _MIN_PEOPLE, _MAX_IMAGES_EACH = 10, 40  # folders of so many classes, with so few images each, may be people
 
 
@@ -65,6 +67,7 @@ def _guess_file(path: Path, request: Request) -> Reading:
 def _guess_folder(path: Path, request: Request) -> Reading:
     entries = sorted(entry for entry in path.iterdir() if not is_hidden_or_system_name(entry.name))
     guesses: Sequence[Callable[[], Reading | None]] = (
+        lambda: _guess_faces(path),
         lambda: guess_yolo(path),
         lambda: guess_voc(path),
         lambda: guess_coco(path, _json_files(path)),
@@ -93,6 +96,20 @@ def _guess_idx(path: Path, entries: list[Path]) -> Reading | None:
     if not any("-idx3-ubyte" in entry.name for entry in entries):
         return None
     return Reading({"idx": str(path)}, "classify", "there are MNIST's files", name_of_path(path), ("classify",))
+
+
+def _guess_faces(path: Path) -> Reading | None:
+    """Folders of the faces that `cnnrun faces` has written are people."""
+    table = path / _FACES_TABLE
+    if not table.is_file() or not read_bytes(table, DataError).startswith(_FACES_COLUMNS):
+        return None
+    if (reading := _guess_class_folders(path)) is None:
+        raise DataError(
+            f"{escape(str(path))}: faces that `cnnrun faces` wrote, but not in a folder for each person",
+            "put the photos of each person into a folder of theirs, and run `cnnrun faces` on the folder of these",
+        )
+    reason = f"`cnnrun faces` wrote it, and its {reading.reason.replace('of images are the classes', 'are people')}"
+    return replace(reading, task="verify", reason=reason, questions=(), has_aligned_faces=True)
 
 
 def _guess_class_folders(path: Path) -> Reading | None:

@@ -18,7 +18,8 @@ from cnnrun.tasks import TaskUnion
 class Reading:
     """A reading of data: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
 
-    `notes` say what was found on the way, `questions` what else the data may be.
+    `notes` say what was found on the way, `questions` what else the data may be. `has_aligned_faces` is true for images
+    that `cnnrun faces` has written.
     """
 
     source: Any
@@ -28,6 +29,7 @@ class Reading:
     tasks: tuple[str, ...]
     notes: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
+    has_aligned_faces: bool = False
 
     def describe(self) -> str:
         """The sentence that says how the data is read, why, and how to say otherwise."""

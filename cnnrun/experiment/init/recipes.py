@@ -19,6 +19,7 @@ from cnnrun.experiment.init.survey import Survey
 STEPS_PER_EPOCH = 20  # at least; a smaller batch makes more steps
 _MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
 _MIN_VAL_FOR_ACCURACY = 400  # on fewer images the loss tells checkpoints apart better than the accuracy
+_MIN_HELD_OUT_CLASSES = 2  # pairs of different people take two
 _IMAGES_PER_PERSON, _MAX_PEOPLE_PER_BATCH = 4, 16
 _COLOUR = {"brightness": 0.2, "contrast": 0.2}
 
@@ -144,8 +145,8 @@ class VerifyRecipe(Recipe):
 
     holds_out_classes = True
     keeps_small_images = False
-    can_use_features = False
-    sides = (32, 48, 56, 64, 80, 96, 112)
+    can_use_features = False  # faces on ImageNet's features were worse than from scratch
+    sides: ClassVar[Sequence[int]] = (32, 48, 56, 64, 80, 96, 112)
     epochs = (20, 80)
     wanted_steps = 1500
 
@@ -156,15 +157,24 @@ class VerifyRecipe(Recipe):
         return layers.embedder_model(min(size))
 
     def batch(self) -> int:
-        learned = max(2, int(0.6 * self.survey.class_count))
-        return _IMAGES_PER_PERSON * min(_MAX_PEOPLE_PER_BATCH, learned)
+        classes = max(1, self.survey.class_count)
+        held_out = sum(round(part * classes) for part in self.split().values() if isinstance(part, float))
+        learned = classes - held_out
+        fitting = int(0.8 * self.survey.images * learned / classes) // self.images_per_class
+        return self.images_per_class * max(2, min(_MAX_PEOPLE_PER_BATCH, learned, fitting))
+
+    @property
+    def images_per_class(self) -> int:
+        """The images of each class in a batch: four, or fewer if most classes do not have them."""
+        return max(2, min(_IMAGES_PER_PERSON, self.survey.images // max(1, self.survey.class_count)))
 
     def train(self, batch: int) -> list[str]:
-        people = batch // _IMAGES_PER_PERSON
-        return [
-            f"sampler: {{identities: {_IMAGES_PER_PERSON}}}    # a batch has {people} classes",
-            "optimizer: {adamw: {lr: 0.002, weight_decay: 0.05}}",
-        ]
+        return [self.sampler(batch), "optimizer: {adamw: {lr: 0.002, weight_decay: 0.05}}"]
+
+    def sampler(self, batch: int) -> str:
+        """The line `sampler`."""
+        each = self.images_per_class
+        return f"sampler: {{identities: {each}}}    # a batch has {batch // each} classes"
 
     def monitor(self, dataset: Dataset | None) -> str:
         return "val/eer"
@@ -174,7 +184,10 @@ class VerifyRecipe(Recipe):
         return {**settings, "erase": 0.3}, "Remove the flip where left and right differ."
 
     def split(self) -> dict[str, Any]:
-        return {"by": "label", "val": 0.15, "test": 0.25}
+        classes = max(1, self.survey.class_count)
+        least = math.ceil(1000 * _MIN_HELD_OUT_CLASSES / classes) / 1000
+        test = {"test": max(0.25, least)} if classes >= 3 * _MIN_HELD_OUT_CLASSES else {}
+        return {"by": "label", "val": max(0.15, least), **test}
 
 
 class DetectRecipe(Recipe):

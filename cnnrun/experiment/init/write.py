@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.atomic_files import write_text
-from cnnrun.base.counts import format_count
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.data.audit import audit_dataset
@@ -14,7 +13,7 @@ from cnnrun.data.dataset import Dataset
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.experiment.assemble import build_checked_network, load_initial_weights
+from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.init.choice import Choice, choose
 from cnnrun.experiment.init.config_text import format_config
@@ -23,8 +22,9 @@ from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES, Recipe
 from cnnrun.experiment.init.survey import Survey, survey_source
-from cnnrun.experiment.init.tuned_recipes import recipes_from_weights
+from cnnrun.experiment.init.tuned_recipes import reason_without_weights, recipes_from_weights
 from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment.training_checks import check_training_possible
 from cnnrun.model.weights_file import Weights
 
 
@@ -49,13 +49,18 @@ def write_config(
     for line in (reading.describe(), *reading.notes, *reading.questions):
         say(line)
     survey = survey_source(reading.source, RECIPES[reading.task].holds_out_classes)
-    pretrained = None if from_scratch else find_pretrained(weights)
+    has_faces = reading.has_aligned_faces and reading.task == "verify"
+    pretrained = None if from_scratch else find_pretrained(weights, has_faces)
+    if has_faces and pretrained is None and not from_scratch:
+        say(
+            "without the published face network, which tells faces apart with no training: scripts/get_data face-models"
+        )
     choice = _choose_settings(RECIPES[reading.task](survey), pretrained, weights, minutes)
     dataset, findings = _audit_source(survey, choice)
     text = format_config(reading, choice, dataset, findings, minutes, path)
     experiment = parse_config(text, str(path))
     initial_weights = _load_weights(experiment)
-    built_network = build_checked_network(experiment, dataset.facts, initial_weights)  # it must pass `cnnrun check`
+    built_network = check_training_possible(experiment, dataset, initial_weights)
     write_text(path, text)
     return {
         "path": str(path),
@@ -95,8 +100,7 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
     """
     candidates = recipes_from_weights(recipe, pretrained) if pretrained is not None else []
     if asked and not candidates:
-        images = f"images of {format_count(recipe.survey.channels, 'channel')}"
-        raise ConfigError(f"--weights do not serve this task with {images}; leave it out")
+        raise ConfigError(f"--weights {escape(str(asked))}: {reason_without_weights(recipe)}; leave it out")
     for candidate in candidates:
         choice = choose(candidate, minutes)
         if choice.epochs >= candidate.epochs[0]:

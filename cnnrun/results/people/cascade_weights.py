@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cnnrun.base.atomic_files import make_folder, write_file
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
+from cnnrun.experiment.zoo_weights import FACE_MODELS
 from cnnrun.model.builder import Builder
 from cnnrun.model.inference_layers import replace_slow_layers
 from cnnrun.model.receptive_field import LayerOutput
@@ -23,7 +24,6 @@ from cnnrun.model.weights_file import file_digest, parse_description, read_weigh
 from cnnrun.results.people.face_finder import CascadeNetworks, FaceFinder
 
 _FILE_NAME = "face-finder.safetensors"
-_DATA_FOLDER = Path("data/face-models")  # where scripts/get_data puts it
 _FACE, _BOX, _LANDMARKS = "face", "box", "landmarks"
 # Each network of the cascade, with the side of its input in pixels and the layers whose outputs it gives.
 NETWORKS: Mapping[str, tuple[int, Sequence[str]]] = {
@@ -57,7 +57,7 @@ def find_finder_file(path: Path | None, run: Path | None) -> Path:
     Raises ConfigError if there is none.
     """
     folders = [run.parent] if run and run.suffix == ".safetensors" else []
-    candidates = [path] if path else [folder / _FILE_NAME for folder in (*folders, _DATA_FOLDER)]
+    candidates = [path] if path else [folder / _FILE_NAME for folder in (*folders, FACE_MODELS)]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         places = " or ".join(escape(str(candidate)) for candidate in candidates)

@@ -203,6 +203,24 @@ def test_the_config_of_every_task_passes_check_and_trains(task, tmp_path, run_cl
     assert code == 0, err
 
 
+@pytest.mark.parametrize("people", [4, 5, 6, 7, 8, 13, 14, 40])
+def test_val_and_test_have_people_enough_to_verify(people, tmp_path):
+    for person in range(people):
+        for number in range(3):
+            save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=10 * person + number)
+    write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)  # checks val and test
+    assert (config_file.read_config(tmp_path / "c.yaml").data.split.test > 0) == (people >= 6)
+
+
+def test_too_few_people_are_refused_and_nothing_is_written(tmp_path):
+    for person in range(3):
+        for number in range(3):
+            save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=10 * person + number)
+    with pytest.raises(DataError, match="verify needs two or more people to learn from"):
+        write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)
+    assert not (tmp_path / "c.yaml").exists()
+
+
 def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatch):
     """A head on frozen features for few images, the whole network for many, nothing for tasks they do not serve."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -223,7 +241,7 @@ def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatc
     assert config_file.read_config(tmp_path / "c.yaml").model.weights is None
     code, _, err = run_cli("init", data, "--task", "verify", "--out", tmp_path / "d.yaml", "--weights", weights)
     assert code == 2
-    assert "--weights do not serve this task" in err
+    assert "this task starts from face_resnet29, with faces of 150x150 pixels" in err
     for words, problem in (
         (["--weights", weights, "--from-scratch"], "contradict each other"),
         (["--weights", tmp_path / "other.safetensors"], r"give a file named mobilenet_v2.safetensors"),
