@@ -6,6 +6,7 @@ Read this package before you write a layer, a source or a task. It imports `conf
 __all__ = [
     "batch",
     "choices",
+    "drawn_masks",
     "facts",
     "figure",
     "layer",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cnnrun.base.file_sequences import Files, Members
 from cnnrun.config.spec import Kind
+from cnnrun.contracts.drawn_masks import DrawnMasks
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.target_kind import TargetKind
@@ -70,14 +71,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Masks:
-    """A mask for each image of a split: image files, or class indices as uint8 [N, H, W, 1].
+    """A mask for each image of a split: image files, drawn masks, or class indices as uint8 [N, H, W, 1].
 
     `class_of_value` [256] has the class index of each grey value or palette index of the files; `IGNORED` for pixels
     to ignore, `UNKNOWN` for values that are no class. If there is a `class_of_colour`, it has the same for each RGB
     colour (0xRRGGBB) that the files may show.
     """
 
-    images: Files | NDArray[np.uint8]
+    images: Files | DrawnMasks | NDArray[np.uint8]
     class_of_value: tuple[int, ...]
     origin: str = "mask"
     class_of_colour: tuple[tuple[int, int], ...] = ()
@@ -101,7 +102,7 @@ class Masks:
         """Name of a mask in messages: its file, or its index in the source."""
         if isinstance(self.images, Files):
             return os.fsdecode(self.images.path_bytes(index))
-        return f"{self.origin}[{index}]"
+        return str(self.images[index]) if isinstance(self.images, DrawnMasks) else f"{self.origin}[{index}]"
 
 
 BoxTreatment = Literal["left out", "cut", "kept"]  # cut at the image's edges
@@ -137,6 +138,11 @@ class SourceContents:
     bad_boxes: tuple[BadBox, ...] = ()
     class_ids: tuple[int, ...] = ()  # ids of the classes in the source's files
     number_names: tuple[str, ...] = ()  # names of the numeric targets
+
+    @property
+    def has_masks(self) -> bool:
+        """True if the targets are masks."""
+        return any(split.masks is not None for split in self.splits.values())
 
 
 class SourceSpec(Kind):

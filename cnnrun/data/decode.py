@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cnnrun.base.error_lines import join_names, truncate_lines
 from cnnrun.base.errors import DataError, NoAnswerError, UnreadableFileError
 from cnnrun.base.file_sequences import Files
+from cnnrun.contracts.drawn_masks import DrawnMasks
 from cnnrun.contracts.layer import HeightWidth, Shape
 from cnnrun.contracts.pixels import EIGHT_BITS
 from cnnrun.contracts.source import Masks, Split
@@ -22,7 +23,7 @@ from cnnrun.data.image_files import decode_image, image_errors, image_from_pixel
 from cnnrun.data.image_geometry import DecodedImage, fit_image
 from cnnrun.data.image_records import fill_pixel_sums, fill_record, record_dtype
 from cnnrun.data.image_settings import ImageSettings
-from cnnrun.data.mask_files import decode_mask, fit_mask
+from cnnrun.data.mask_files import decode_drawn_mask, decode_mask, fit_mask
 
 DEFAULT_TIMEOUT = 120.0  # seconds
 _IMAGES_PER_TASK = 16  # images that a thread decodes before it takes the next task
@@ -140,6 +141,8 @@ class Decoder:
         with image_errors(name):
             if isinstance(images, np.ndarray):
                 data, decoded = b"", image_from_pixels(images[index], self.shape[0], self.image_settings)
+            elif isinstance(images, DrawnMasks):
+                data, decoded = b"", decode_drawn_mask(images[index])
             else:
                 data = read_image_bytes(name if isinstance(images, Files) else images[index], self._expected(index))
                 decoded = self._decode_bytes(data)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.contracts.drawn_masks import DrawnMask
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import Masks
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
+from cnnrun.data.drawn_masks import draw_mask
 from cnnrun.data.image_files import open_image
 from cnnrun.data.image_geometry import DecodedImage, resize_to_fit, turn_upright, upright_size
 from cnnrun.data.image_settings import ImageRefusedError, ImageSettings
@@ -65,6 +67,14 @@ def _classes_of_values(values_HW: NDArray[np.uint8], class_of_value: Sequence[in
             f"the mask has the value {value}, which is neither in source.masks.values nor in ignore"
         )
     return classes_HW
+
+
+def decode_drawn_mask(mask: DrawnMask) -> DecodedImage:
+    """Draw a mask as if it were decoded from a file."""
+    from PIL import Image as Pil
+
+    classes = draw_mask(mask)
+    return DecodedImage((Pil.fromarray(classes),), (classes.shape[0], classes.shape[1]), "", "L", 1)
 
 
 def decode_mask(data: bytes, masks: Masks, settings: ImageSettings) -> DecodedImage:

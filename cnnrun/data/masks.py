@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from cnnrun.base.errors import escape
-from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.source import Split
 from cnnrun.contracts.target_kind import IGNORED
 from cnnrun.data.cache import images_per_block
@@ -19,7 +18,7 @@ def mask_problems(split: Split, rows: Tensor, stored: StoredSplit, stored_masks:
     """Problems of images whose mask cannot be decoded or has another size, by the index of the image."""
     assert split.masks is not None
     problems = {row: stored_masks.problems[row] for row in rows.tolist() if row in stored_masks.problems}
-    if stored.records is None or stored_masks.records is None or not isinstance(split.masks.images, Files):
+    if stored.records is None or stored_masks.records is None or isinstance(split.masks.images, np.ndarray):
         return problems
     images, masks = (records()[["height", "width"]][rows.numpy()] for records in (stored.records, stored_masks.records))
     for position in np.flatnonzero(images != masks):

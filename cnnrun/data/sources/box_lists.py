@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,12 @@ from cnnrun.contracts.target_kind import TargetKind
 
 _ROUNDING_PX = 1.0  # a box may reach this far out of its image without being reported
 _MAX_OBJECTS = 10_000  # in one image
-_TARGET_KINDS = {"boxes": TargetKind.BOXES, "counts": TargetKind.NUMBERS, "presence": TargetKind.LABEL_SETS}
+_TARGET_KINDS = {
+    "boxes": TargetKind.BOXES,
+    "counts": TargetKind.NUMBERS,
+    "presence": TargetKind.LABEL_SETS,
+    "masks": TargetKind.MASKS,
+}
 
 BoxProblem = tuple[str, str, BoxTreatment]  # kind, details, treatment: see BadBox
 
@@ -43,6 +48,9 @@ shows (for `multilabel`)."""
         contents = self.read_boxes()
         if self.give == "boxes":
             return contents
+        if contents.has_masks:
+            splits = {name: replace(split, objects=None, sizes=None) for name, split in contents.splits.items()}
+            return replace(contents, splits=splits, bad_boxes=(), class_ids=())
         class_count = len(contents.classes)
         if not class_count:
             raise DataError(f"data.source.{self.kind}: no image has an object, so there is no class to count")
@@ -63,6 +71,11 @@ shows (for `multilabel`)."""
         raise NotImplementedError
 
 
+def mask_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """The classes of masks of these objects: `background`, which one of them may be named, and then the others."""
+    return "background", *(name for name in names if name != "background")
+
+
 def _count_objects(split: Split, class_count: int) -> Tensor:
     """The number of objects of each class in each image, float32 [N, K]; difficult objects and crowds do not count."""
     assert split.objects is not None
@@ -73,13 +86,17 @@ def _count_objects(split: Split, class_count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Box:
-    """An annotated box: x1, y1, x2, y2 in pixels; `role` as in `contracts.objects`; `id` names it in its file."""
+    """An annotated box: x1, y1, x2, y2 in pixels; `role` as in `contracts.objects`; `id` names it in its file.
+
+    `segmentation` is that of COCO, polygons in pixels or run lengths, and is not checked yet; None if there is none.
+    """
 
     corners: tuple[float, float, float, float]
     label: int
     role: int = OBJECT
     id: str = ""
     area: float | None = None
+    segmentation: Any = None
 
 
 @dataclass

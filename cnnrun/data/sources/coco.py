@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.objects import CROWD, OBJECT
 from cnnrun.contracts.source import SourceContents, Split
-from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
+from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split, mask_classes
+from cnnrun.data.sources.box_masks import draw_masks
 
 _MAX_JSON = 1 << 30
 _MAX_SIDE_PX = 1_000_000
@@ -24,11 +26,17 @@ SplitName = Literal["train", "val", "test"]
 
 
 class Coco(BoxSource):
-    """Boxes and labels in COCO's JSON. `iscrowd` regions are neither learned nor counted; polygons are not read."""
+    """Boxes and labels in COCO's JSON, or masks from its polygons and run lengths.
+
+    `iscrowd` regions are neither learned nor counted; in masks they are ignored.
+    """
 
     kind = "coco"
     old_keys = {"pictures": "images"}
     main = "train"
+
+    give: Literal["boxes", "counts", "presence", "masks"] = "boxes"  # type: ignore[assignment]
+    """The targets of an image: as for other sources with boxes; or `masks`, the class of each pixel (for `segment`)."""
 
     train: str
     """The annotation file of the training split."""
@@ -58,7 +66,11 @@ class Coco(BoxSource):
             images = file.annotated_images(self._image_folder(split, file.path), ids)
             splits[split], split_bad_boxes = build_split(split, images, path)
             bad_boxes += split_bad_boxes
-        return SourceContents(tuple(names), splits, tuple(bad_boxes), tuple(ids))
+            if self.give == "masks":
+                masks = draw_masks(images, [mask_classes(names).index(name) for name in names])
+                splits[split] = replace(splits[split], masks=masks)
+        classes = mask_classes(names) if self.give == "masks" else tuple(names)
+        return SourceContents(classes, splits, tuple(bad_boxes), tuple(ids))
 
     def _image_folder(self, split: str, annotations: Path) -> Path:
         written = self.images.get(split) if isinstance(self.images, dict) else self.images  # type: ignore[call-overload]
@@ -128,8 +140,8 @@ class _AnnotationFile:
             role = CROWD if row.get("iscrowd") else OBJECT
             image = images[row["image_id"]]
             box_id = f"annotation {row['id']} of {escape(Path(image.path).name)}"
-            box = Box((x, y, x + width, y + height), labels[row["category_id"]], role, box_id, row.get("area"))
-            image.boxes.append(box)
+            corners, label = (x, y, x + width, y + height), labels[row["category_id"]]
+            image.boxes.append(Box(corners, label, role, box_id, row.get("area"), row.get("segmentation")))
         check_problems(problems)
         if ignored := sum(bool(row.get("ignore")) and not row.get("iscrowd") for row in self._annotations):
             counted = format_count(ignored, "annotation")

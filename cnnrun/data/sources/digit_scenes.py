@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +11,7 @@ from pydantic import Field
 
 from cnnrun.base.randomness import permutation, uniform
 from cnnrun.contracts.source import Masks, SourceContents, Split
-from cnnrun.contracts.target_kind import TargetKind
-from cnnrun.data.sources.box_lists import Box, BoxSource, build_object_table
+from cnnrun.data.sources.box_lists import Box, BoxSource, build_object_table, mask_classes
 from cnnrun.data.sources.embedded_digits import read_digits
 
 _SIDE_PX = 96  # of a scene
@@ -43,17 +41,6 @@ class DigitScenes(BoxSource):
     seed: int = Field(0, ge=0, lt=2**63)
     """The seed of the scenes; the config's own `seed` does not change them."""
 
-    @property
-    def target_kind(self) -> TargetKind:
-        return TargetKind.MASKS if self.give == "masks" else super().target_kind
-
-    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
-        if self.give != "masks":
-            return super().read(has_disjoint_classes=has_disjoint_classes)
-        contents = self.read_boxes()
-        splits = {name: replace(split, objects=None, sizes=None) for name, split in contents.splits.items()}
-        return replace(contents, classes=("background", *contents.classes), splits=splits)
-
     def read_boxes(self) -> SourceContents:
         digits, labels = read_digits()
         order = permutation(self.seed, 0, len(digits)).numpy()
@@ -62,7 +49,8 @@ class DigitScenes(BoxSource):
         for split_number, (split, rows) in enumerate(zip(_DIGIT_FRACTIONS, np.split(order, ends), strict=True)):
             count = self.train if split == "train" else self.held_out
             splits[split] = self._generate_split(digits[rows], labels[rows], count, split_number)
-        return SourceContents(tuple("0123456789"), splits)
+        classes = tuple("0123456789")
+        return SourceContents(mask_classes(classes) if self.give == "masks" else classes, splits)
 
     def _generate_split(self, digits: NDArray[np.uint8], labels: NDArray[Any], count: int, split_number: int) -> Split:
         """A split of `count` scenes. `split_number` takes the place of the epoch in the random numbers."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -24,7 +25,8 @@ from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import ClassNames, SourceContents, Split
 from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
 from cnnrun.data.image_names import choose_images
-from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
+from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split, mask_classes
+from cnnrun.data.sources.box_masks import draw_masks
 from cnnrun.data.split_names import parse_split_name
 
 _SPLITS = ("train", "val", "test")
@@ -39,6 +41,10 @@ class Yolo(BoxSource):
     kind = "yolo"
     main = "path"
 
+    give: Literal["boxes", "counts", "presence", "masks"] = "boxes"  # type: ignore[assignment]
+    """The targets of an image: as for other sources with boxes; or `masks`, the class of each pixel (for `segment`), \
+if the lines have polygons."""
+
     path: str
     """The `data.yaml`, or the folder that holds it; a folder without one needs `classes`."""
     root: str | None = None
@@ -52,15 +58,18 @@ class Yolo(BoxSource):
 
     def read_boxes(self) -> SourceContents:
         description = self._read_description()
-        reader = _LabelReader(description.root, len(description.classes))
+        reader, names = _LabelReader(description.root, len(description.classes)), tuple(description.classes)
         splits: dict[str, Split] = {}
         bad_boxes = []
         for name, folders in description.folders.items():
             images = reader.read_images([path for folder in folders for path in _list_split(description.root, folder)])
             splits[name], split_bad_boxes = build_split(name, images, str(description.root))
             bad_boxes += split_bad_boxes
-        reader.say_notes()
-        return SourceContents(tuple(description.classes), splits, tuple(bad_boxes))
+            if self.give == "masks":
+                masks = draw_masks(images, list(map(mask_classes(names).index, names)))
+                splits[name] = replace(splits[name], masks=masks)
+        reader.say_notes(polygons_are_boxes=self.give != "masks")
+        return SourceContents(mask_classes(names) if self.give == "masks" else names, splits, tuple(bad_boxes))
 
     def _read_description(self) -> _Description:
         """The classes and the folders of the splits. Raises DataError."""
@@ -229,13 +238,13 @@ class _LabelReader:
         check_problems(problems)
         return images
 
-    def say_notes(self) -> None:
-        """Say which images have no label file, and how many polygons were read as boxes."""
+    def say_notes(self, polygons_are_boxes: bool) -> None:
+        """Say which images have no label file, and how many polygons were read as boxes, if they were."""
         where = escape(str(self._root))
         if self._unlabelled:
             count, example = format_count(len(self._unlabelled), "image"), escape(self._unlabelled[0])
             say(f"{where}: {count} without a label file, such as {example!r}: background, without objects")
-        if self._polygons:
+        if self._polygons and polygons_are_boxes:
             say(f"{where}: {format_count(self._polygons, 'polygon')} read as the boxes around them")
 
     def _label_path(self, image: Path) -> Path:
@@ -260,18 +269,21 @@ class _LabelReader:
         if not 0 <= label < self._class_count:
             raise _LineError(f"class {escape(words[0])[:40]!r} is not a number from 0 to {self._class_count - 1}")
         fractions = [_parse_fraction(word) for word in words[1:]]
+        rows, columns = size
+        polygon: list[float] | None = None
         if len(fractions) == _BOX_NUMBERS:
             x, y, width, height = fractions
             corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         elif len(fractions) >= _MIN_POLYGON_NUMBERS and len(fractions) % 2 == 0:
             self._polygons += 1
+            polygon = [value * side for value, side in zip(fractions, itertools.cycle((columns, rows)), strict=False)]
             corners = (min(fractions[::2]), min(fractions[1::2]), max(fractions[::2]), max(fractions[1::2]))
         else:
             counted = format_count(len(fractions), "number")
             raise _LineError(f"{counted} after the class; expected centre x, centre y, width, height, or a polygon")
-        rows, columns = size
         x1, y1, x2, y2 = corners
-        return Box((x1 * columns, y1 * rows, x2 * columns, y2 * rows), label, id=f"line {number}")
+        pixels = (x1 * columns, y1 * rows, x2 * columns, y2 * rows)
+        return Box(pixels, label, id=f"line {number}", segmentation=polygon and [polygon])
 
 
 class _LineError(Exception):

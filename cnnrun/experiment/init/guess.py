@@ -109,7 +109,7 @@ def _guess_faces(path: Path) -> Reading | None:
             "put the photos of each person into a folder of theirs, and run `cnnrun faces` on the folder of these",
         )
     reason = f"`cnnrun faces` wrote it, and its {reading.reason.replace('of images are the classes', 'are people')}"
-    return replace(reading, task="verify", reason=reason, questions=(), has_aligned_faces=True)
+    return replace(reading, task="verify", reason=reason, questions=(), verifies_faces=True)
 
 
 def _guess_class_folders(path: Path) -> Reading | None:

@@ -23,6 +23,7 @@ _MAX_JSON_BYTES = 1 << 30
 _CHECKED_NAMES = 200  # file names of an annotation file that are looked for in a folder
 _MAX_FOLDERS = 200
 _LABEL_DEPTH = 2  # of YOLO's `labels`: in the folder itself, or in that of a split
+_POLYGON_WORDS = 7  # in a line of YOLO: a class and three corners at least
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 
 
@@ -30,12 +31,16 @@ def guess_coco(root: Path, files: list[Path]) -> Reading | None:
     """COCO's JSON files with boxes; a file's split is named in its name or in that of its folder."""
     found: dict[str, tuple[Path, Path]] = {}  # split -> (annotation file, folder of its images)
     counts: Counter[str] = Counter()
+    can_segment = True
     for file in files:
-        names = _read_coco_names(file)
-        split = _split_of_file(file)
-        images = _find_images(root, file, names, split) if names else None
-        if names is None or images is None:
+        annotations, split = _read_coco(file), _split_of_file(file)
+        if annotations is None:
             continue
+        names, has_masks = annotations
+        images = _find_images(root, file, names, split)
+        if images is None:
+            continue
+        can_segment &= has_masks
         count = sum(is_file(images / name) for name in names)
         if count > counts[split]:  # of two files of one split, that with more images
             found[split], counts[split] = (file, images), count
@@ -48,21 +53,23 @@ def guess_coco(root: Path, files: list[Path]) -> Reading | None:
     source["images"] = next(iter(folders.values())) if len(set(folders.values())) == 1 else folders
     kind = format_count(len(found), "COCO file")
     reason = f"{kind} with boxes of {format_count(counts.total(), 'image')}"
-    return Reading({"coco": source}, "detect", reason, name_of_path(root), _TASKS)
+    tasks = (*_TASKS, "segment") if can_segment else _TASKS
+    return Reading({"coco": source}, "detect", reason, name_of_path(root), tasks)
 
 
 def _split_order(item: tuple[str, Any]) -> int:
     return ("train", "val", "test").index(item[0])
 
 
-def _read_coco_names(file: Path) -> list[str] | None:
-    """The file names in a COCO file with boxes; None if it is something else."""
+def _read_coco(file: Path) -> tuple[list[str], bool] | None:
+    """The file names in a COCO file with boxes, and whether all of these have masks; None if it is something else."""
     try:
         data = json.loads(read_json_bytes(file, DataError, _MAX_JSON_BYTES))
         if not data["categories"] or not any("bbox" in annotation for annotation in data["annotations"]):
             return None
-        return [str(image["file_name"]) for image in data["images"]] or None
-    except (DataError, ValueError, KeyError, TypeError, RecursionError):
+        names = [str(image["file_name"]) for image in data["images"]]
+        return (names, all(annotation.get("segmentation") for annotation in data["annotations"])) if names else None
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -142,9 +149,8 @@ def guess_yolo(path: Path) -> Reading | None:
     names = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
     files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
     if files and _is_data_yaml(files[0]):
-        return Reading(
-            {"yolo": {"path": str(files[0])}}, "detect", f"{files[0].name} is YOLO's", name_of_path(root), _TASKS
-        )
+        reason, name = f"{files[0].name} is YOLO's", name_of_path(root)
+        return Reading({"yolo": {"path": str(files[0])}}, "detect", reason, name, _yolo_tasks(_label_files(root)))
     label_folders = [folder for folder in folders_below(root)[:100] if folder.name == "labels"]
     label_folders = [folder for folder in label_folders if (folder.parent / "images").is_dir()]
     label_folders = [folder for folder in label_folders if len(folder.relative_to(root).parts) <= _LABEL_DEPTH]
@@ -160,7 +166,21 @@ def guess_yolo(path: Path) -> Reading | None:
     classes, note = _class_list(path, max(number for number in numbers if number is not None) + 1)
     reason = f"{format_count(len(label_files), 'text file')} in labels/ have YOLO's lines"
     source = {"yolo": {"path": str(path), "classes": classes}}
-    return Reading(source, "detect", reason, name_of_path(root), _TASKS, notes=(note,) if note else ())
+    tasks, notes = _yolo_tasks(label_files), (note,) if note else ()
+    return Reading(source, "detect", reason, name_of_path(root), tasks, notes=notes)
+
+
+def _label_files(root: Path) -> list[Path]:
+    """The text files in folders named labels."""
+    folders = (folder for folder in folders_below(root)[:_MAX_FOLDERS] if "labels" in folder.parts)
+    return [file for folder in folders for file in sorted(folder.glob("*.txt")) if file.name not in _CLASS_LISTS]
+
+
+def _yolo_tasks(label_files: list[Path]) -> tuple[str, ...]:
+    """The tasks that label files serve: segmentation if the lines of some of them are polygons."""
+    checked = label_files[:: max(1, len(label_files) // _CHECKED_NAMES)]
+    lines = [line.split() for file in checked for line in read_text(file, DataError).splitlines() if line.strip()]
+    return (*_TASKS, "segment") if lines and all(len(words) >= _POLYGON_WORDS for words in lines) else _TASKS
 
 
 def _is_data_yaml(file: Path) -> bool:

@@ -18,8 +18,8 @@ from cnnrun.tasks import TaskUnion
 class Reading:
     """A reading of data: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
 
-    `notes` say what was found on the way, `questions` what else the data may be. `has_aligned_faces` is true for images
-    that `cnnrun faces` has written.
+    `notes` say what was found on the way, `questions` what else the data may be. `verifies_faces` is true if the task is to
+    tell apart faces that `cnnrun faces` has aligned.
     """
 
     source: Any
@@ -29,7 +29,7 @@ class Reading:
     tasks: tuple[str, ...]
     notes: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
-    has_aligned_faces: bool = False
+    verifies_faces: bool = False
 
     def describe(self) -> str:
         """The sentence that says how the data is read, why, and how to say otherwise."""
@@ -62,7 +62,12 @@ class Request:
         if give := _GIVES.get(self.task):
             ((kind, settings),) = source.items()
             source = {kind: {**settings, "give": give}}
-        return replace(reading, task=self.task, source=source, reason="--task says so", questions=())
+        said = "--task says so"
+        return replace(reading, task=self.task, source=source, reason=said, questions=(), verifies_faces=False)
 
 
-_GIVES = {"multilabel": "presence", "regress": "counts"}  # what sources of boxes give to other tasks
+_GIVES = {
+    "multilabel": "presence",
+    "regress": "counts",
+    "segment": "masks",
+}  # what sources of boxes give to other tasks

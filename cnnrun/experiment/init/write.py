@@ -49,9 +49,8 @@ def write_config(
     for line in (reading.describe(), *reading.notes, *reading.questions):
         say(line)
     survey = survey_source(reading.source, RECIPES[reading.task].holds_out_classes)
-    has_faces = reading.has_aligned_faces and reading.task == "verify"
-    pretrained = None if from_scratch else find_pretrained(weights, has_faces)
-    if has_faces and pretrained is None and not from_scratch:
+    pretrained = None if from_scratch else find_pretrained(weights, reading.verifies_faces)
+    if reading.verifies_faces and pretrained is None and not from_scratch:
         say(
             "without the published face network, which tells faces apart with no training: scripts/get_data face-models"
         )

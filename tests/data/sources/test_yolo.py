@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pil
+from pycocotools import mask as coco_mask
 
 from cnnrun.base.errors import DataError
+from cnnrun.data.drawn_masks import draw_mask
 from cnnrun.data.sources.voc import Voc
 from cnnrun.data.sources.yolo import Yolo, _LabelReader
 from tests.support.images import save_picture
@@ -204,6 +206,26 @@ def test_real_data_written_as_yolo_is_read_as_from_voc(tmp_path):
     mine = [order.index(Path(path).name) for path in found.images]
     np.testing.assert_allclose(found.objects.pad()["boxes"], boxes[mine], atol=1e-3)
     assert found.objects.pad()["objects"].tolist() == labels[mine].tolist()
+
+
+# pycocotools itself is older than NumPy's rule.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_polygons_are_masks_as_in_coco(root):
+    """Both sources draw them alike; lines of boxes are named."""
+    polygon = "0.1 0.2 0.6 0.25 0.5 0.9"
+    for split in ("train", "val"):
+        for file in (root / "labels" / split).glob("*.txt"):
+            file.write_text(f"1 {polygon}\n")
+    source = {"yolo": {"path": str(root / "data.yaml"), "give": "masks"}}
+    contents = Yolo.model_validate(source["yolo"]).read()
+    assert contents.classes[0] == "background"
+    masks = contents.splits["train"].masks
+    pixels = [value * side for value, side in zip(map(float, polygon.split()), (40, 20) * 3, strict=True)]
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([pixels], 20, 40)))
+    np.testing.assert_array_equal(draw_mask(masks.images[0]), 2 * expected)
+    (root / "labels" / "train" / "a.txt").write_text(f"1 {polygon}\n0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"a\.txt: line 2: it has no segmentation"):
+        Yolo.model_validate(source["yolo"]).read()
 
 
 def test_a_detector_trains_on_it(tmp_path, run_cli):

@@ -51,7 +51,7 @@ def test_the_table_of_faces_begins_as_init_expects():
 
 def test_aligned_faces_in_folders_are_people(tmp_path):
     reading = guess_data(str(save_faces(tmp_path / "faces")), Request())
-    assert (reading.task, reading.has_aligned_faces, reading.questions) == ("verify", True, ())
+    assert (reading.task, reading.verifies_faces, reading.questions) == ("verify", True, ())
     assert reading.describe() == (
         "read as verify, because `cnnrun faces` wrote it, and its 8 folders are people; if it is not: --task classify"
     )

@@ -250,6 +250,21 @@ def test_voc_with_a_folder_for_each_split(tmp_path):
     assert read(tmp_path).source["voc"] == {"root": str(tmp_path), "annotations": folders, "images": folders}
 
 
+@pytest.mark.parametrize("has_description", [True, False])
+def test_polygons_of_yolo_can_be_masks(has_description, tmp_path):
+    for name in pictures(tmp_path / "images", count=6):
+        labels = tmp_path / "labels" / f"{Path(name).stem}.txt"
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_text("0 0.1 0.1 0.6 0.1 0.3 0.7\n")
+    if has_description:
+        (tmp_path / "data.yaml").write_text("train: images\nnames: [cell]\n")
+    assert "--task segment" in read(tmp_path).describe()
+    assert read(tmp_path, "segment").source["yolo"]["give"] == "masks"
+    for file in (tmp_path / "labels").glob("*.txt"):
+        file.write_text("0 0.5 0.5 0.2 0.2\n")
+    assert "--task segment" not in read(tmp_path).describe()
+
+
 def test_yolo_with_a_data_yaml_without_and_with_a_list_of_classes(tmp_path):
     def write(root: Path, prefix: str = "") -> None:
         for name in pictures(root / prefix / "images", 4):
