@@ -18,8 +18,8 @@ from cnnrun.tasks import TaskUnion
 class Reading:
     """A reading of data: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
 
-    `notes` say what was found on the way, `questions` what else the data may be. `verifies_faces` is true if the task is to
-    tell apart faces that `cnnrun faces` has aligned.
+    `notes` say what was found on the way, `questions` what else the data may be. `verifies_faces` is true if the task
+    is to tell apart faces that `cnnrun faces` has aligned.
     """
 
     source: Any

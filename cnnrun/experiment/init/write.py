@@ -51,9 +51,7 @@ def write_config(
     survey = survey_source(reading.source, RECIPES[reading.task].holds_out_classes)
     pretrained = None if from_scratch else find_pretrained(weights, reading.verifies_faces)
     if reading.verifies_faces and pretrained is None and not from_scratch:
-        say(
-            "without the published face network, which tells faces apart with no training: scripts/get_data face-models"
-        )
+        say("the published face network is not here, which tells faces apart untrained: scripts/get_data face-models")
     choice = _choose_settings(RECIPES[reading.task](survey), pretrained, weights, minutes)
     dataset, findings = _audit_source(survey, choice)
     text = format_config(reading, choice, dataset, findings, minutes, path)

@@ -73,7 +73,7 @@ def test_faces_start_from_the_published_network_where_it_is(tmp_path, run_cli, m
     words = ("init", "faces", "--minutes", "1")
     code, _, err = run_cli(*words, "--out", "scratch.yaml")
     assert code == 0
-    assert "without the published face network" in err
+    assert "the published face network is not here" in err
     assert config_file.read_config(Path("scratch.yaml")).model.weights is None
     weights = save_random_face_network(Path("data/face-models/face_resnet29.safetensors"))
     code, out, err = run_cli(*words, "--out", "c.yaml")
