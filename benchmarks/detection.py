@@ -2,6 +2,7 @@
 
     python benchmarks/detection.py speed                  # images per second in training, rounds interleaved
     python benchmarks/detection.py decode RUN             # share of decoding, with suppression, in inference
+    python benchmarks/detection.py assign                 # processor time of the assignment, with a crowded image too
     python benchmarks/detection.py ssdlite --minutes 9    # train ssdlite from scratch on the same images for so long
     python benchmarks/detection.py scores RUN [RUN ...]   # the test scores of runs, with mean and standard deviation
 
@@ -23,6 +24,8 @@ from cnnrun.contracts.choices import Choices
 from cnnrun.experiment import assemble, config_file, open_run
 from cnnrun.model.network import flops
 from cnnrun.results.evaluate import evaluate_run
+from cnnrun.tasks.detection.assignment import batch_objects
+from cnnrun.tasks.detection.criterion import DetectionCriterion
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
 
@@ -123,6 +126,30 @@ def decode(run: Path, rounds: int) -> None:
         print(f"batch {batch}: network {network:.1f} ms, decode and NMS {decoding:.2f} ms: {share:.1%} of inference")
 
 
+def assign(rounds: int) -> None:
+    """Print the processor time of assigning cells for a batch, and for one padded to an image of 3,000 objects."""
+    torch.set_num_threads(1)
+    _, _, setup = prepare_setup()
+    learner, batch = Learner(setup), setup.batches(1).at(0)
+    criterion = learner.criterion
+    assert isinstance(criterion, DetectionCriterion)
+    outputs = learner.forward(batch.images.contiguous(memory_format=torch.channels_last)).detach().float()
+    for width in (batch.targets["objects"].shape[1], 3000):
+        names = ("boxes", "objects", "roles")
+        targets = {name: pad_to(batch.targets[name], width, -1 if name == "objects" else 0) for name in names}
+        times = []
+        for _ in range(rounds):
+            began = time.process_time()
+            criterion.assign(outputs, batch_objects(targets))
+            times.append(1000 * (time.process_time() - began))
+        count = int((targets["objects"] >= 0).sum())
+        print(f"{count} objects in {len(batch)} images, padded to {width}: {_spread(times)} ms")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})"
+
+
 def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
     """Train their network and losses with our data, augmentation, schedule and optimizer; score with our meter."""
     experiment, data, setup = prepare_setup(f"seed={seed}", "train.batch=8")
@@ -172,7 +199,7 @@ def scores(runs: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "decode", "ssdlite", "scores"])
+    parser.add_argument("what", choices=["speed", "decode", "assign", "ssdlite", "scores"])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -183,6 +210,8 @@ def main() -> None:
         speed(options.rounds, 4)
     elif options.what == "decode":
         decode(options.runs[0], 3 * options.rounds)
+    elif options.what == "assign":
+        assign(options.rounds)
     elif options.what == "ssdlite":
         train_ssdlite(options.minutes, options.lr, options.seed)
     else:

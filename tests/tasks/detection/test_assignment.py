@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnrun.tasks.detection import assignment
 from cnnrun.tasks.detection.assignment import AssignmentSettings, Objects, assign_cells
 from cnnrun.tasks.detection.criterion import quality_focal_loss
 
@@ -103,6 +104,35 @@ def test_batched_assignment_equals_one_by_one_and_ignores_padding(seed):
         assert torch.equal(alone.foreground_BA[0], whole.foreground_BA[row])
         assert torch.equal(alone.quality_BA[0], whole.quality_BA[row])
         assert torch.equal(alone.has_loss_BA[0], whole.has_loss_BA[row])
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_padding_changes_nothing(seed):
+    """On a GPU rows of padding take part, on a CPU none do."""
+    scores, boxes, place, objects = case(seed, pictures=3)
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+        for rows in (assignment.used_rows, assignment.padded_rows):
+            patch.setattr(assignment, "_object_rows", rows)
+            found.append(assign_cells(scores, boxes, place, objects, SETTINGS))
+    for field in ("object_BA", "foreground_BA", "quality_BA", "has_loss_BA"):
+        assert torch.equal(getattr(found[0], field), getattr(found[1], field))
+
+
+def test_rows_of_a_crowded_batch_are_its_objects():
+    is_used = torch.zeros(4, 3000, dtype=torch.bool)
+    is_used[1, :2], is_used[3, 7] = True, True
+    rows = assignment._object_rows(is_used)
+    assert (rows.image_N.tolist(), rows.number_N.tolist()) == ([1, 1, 3], [0, 1, 7])
+
+
+def test_of_two_equal_objects_the_first_takes_the_cells():
+    scores, boxes, place, _ = case(0, pictures=1)
+    twice = objects_of([[8.0, 8, 40, 40], [8.0, 8, 40, 40]], [1, 1])
+    found = assign_cells(scores, boxes, place, twice, SETTINGS)
+    assert found.foreground_BA.any()
+    assert not found.object_BA.any()
 
 
 def objects_of(boxes, labels, vague=None):
