@@ -129,10 +129,12 @@ def test_rows_of_a_crowded_batch_are_its_objects():
 
 def test_of_two_equal_objects_the_first_takes_the_cells():
     scores, boxes, place, _ = case(0, pictures=1)
-    twice = objects_of([[8.0, 8, 40, 40], [8.0, 8, 40, 40]], [1, 1])
-    found = assign_cells(scores, boxes, place, twice, SETTINGS)
+    first, twice = objects_of([[8.0, 8, 40, 40]], [1]), objects_of([[8.0, 8, 40, 40], [8.0, 8, 40, 40]], [1, 2])
+    all_cells = AssignmentSettings(1000, ALPHA, BETA)
+    alone, found = (assign_cells(scores, boxes, place, objects, all_cells) for objects in (first, twice))
     assert found.foreground_BA.any()
     assert not found.object_BA.any()
+    assert torch.equal(found.quality_BA, alone.quality_BA)
 
 
 def objects_of(boxes, labels, vague=None):
