@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cnnrun.config.messages import did_you_mean
 from cnnrun.data.cache import user_cache_folder
 from cnnrun.experiment.import_weights import convert_weights
 from cnnrun.model import weights_file
+from cnnrun.model.tensor_matching import StateDict
 
 LICENCE = (
     "published by torchvision (BSD 3-Clause), trained on ImageNet, whose terms allow research and teaching without "
@@ -83,8 +85,9 @@ def weights_path(network: str) -> Path | None:
 def fetch_weights(network: str, entry: str | None, file: Path | None, out: Path | None) -> dict[str, Any]:
     """Fetch a network's weights, or take them from `file`, and write them as a weights file; returns what it holds.
 
-    `entry` is torchvision's name of the weights, by default the recommended ones; `out` is by default in the user's
-    cache. Raises ConfigError, CheckpointError, DownloadError or StorageError.
+    `entry` is torchvision's name of the weights, by default the recommended ones; `out`, a new file, is by default in
+    the user's cache. Weights that are there already are not fetched again. Raises ConfigError, CheckpointError,
+    DownloadError or StorageError.
     """
     published = list_published(network)
     chosen = _choose_entry(published, entry)
@@ -93,6 +96,8 @@ def fetch_weights(network: str, entry: str | None, file: Path | None, out: Path 
         raise StorageError("there is no cache folder, because HOME is not set; give --out FILE.safetensors")
     if target.suffix != ".safetensors":
         raise ConfigError(f"--out {target}: give a file that ends in .safetensors")
+    if out is not None and os.path.lexists(out):
+        raise ConfigError(f"--out {escape(str(out))}: already exists; choose another")
     if file is not None:
         return _convert(_recognize(file, published if entry is None else [chosen]), file, target)
     make_folder(target.parent)
@@ -100,6 +105,9 @@ def fetch_weights(network: str, entry: str | None, file: Path | None, out: Path 
     folder = target.parent / f".{chosen.file_name}.download"
     make_folder(folder)
     with hold_lock(target.parent / f".{target.name}.lock", lambda: say(f"{target}: another process is fetching it")):
+        if out is None and (fetched := _read_fetched(chosen, target)):
+            say(f"{target}: these weights are here already")
+            return fetched
         say(f"fetching {chosen.file.url}")
         try:
             download(chosen.file, folder / chosen.file_name, progress_bar)
@@ -109,6 +117,20 @@ def fetch_weights(network: str, entry: str | None, file: Path | None, out: Path 
         written = _convert(chosen, folder / chosen.file_name, target)
         shutil.rmtree(folder, ignore_errors=True)
     return written
+
+
+def _read_fetched(chosen: PublishedWeights, target: Path) -> dict[str, Any] | None:
+    """What the file in the cache holds; None if it is missing, damaged, or made of other weights."""
+    try:
+        weights = weights_file.read_weights_file(target)
+    except CheckpointError:
+        return None
+    return _describe(chosen, target, weights.tensors) if weights.origin == _origin(chosen) else None
+
+
+def _origin(chosen: PublishedWeights) -> dict[str, str]:
+    """What the metadata of a weights file says of where it comes from."""
+    return {"source": chosen.file.url, "entry": chosen.entry, "licence": LICENCE}
 
 
 def _choose_entry(published: list[PublishedWeights], entry: str | None) -> PublishedWeights:
@@ -136,14 +158,23 @@ def _convert(chosen: PublishedWeights, path: Path, target: Path) -> dict[str, An
     """Convert the published file, through the guarded reader, and write it as a weights file."""
     drop = _AUXILIARY_HEADS.get(chosen.network, ())
     converted = convert_weights(path, chosen.network, "order", "imagenet", drop, chosen.crop_pct)
-    origin = {"source": chosen.file.url, "entry": chosen.entry, "licence": LICENCE}
+    origin = _origin(chosen)
     weights_file.write_weights_file(target, converted.tensors, converted.description, converted.facts, origin)
+    return _describe(chosen, target, converted.tensors)
+
+
+def _describe(chosen: PublishedWeights, target: Path, tensors: StateDict) -> dict[str, Any]:
     return {
         "path": str(target),
         "network": chosen.network,
         "entry": chosen.entry,
-        "parameters": converted.parameters,
+        "parameters": sum(value.numel() for name, value in tensors.items() if not _is_statistic(name)),
         "accuracy": chosen.accuracy,
         "bicubic": chosen.is_bicubic,
         "licence": LICENCE,
     }
+
+
+def _is_statistic(name: str) -> bool:
+    """Return whether a tensor is measured rather than learned: of a batch norm, or of the images."""
+    return name.startswith("normalize.") or name.endswith(("running_mean", "running_var", "num_batches_tracked"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +52,8 @@ class Weights:
     facts: DataFacts | None = None
     digest: str = ""
     """SHA-256 of the file, or of the checkpoint's manifest."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """What the file's metadata says of where the weights come from, such as source and licence."""
 
 
 def read_weights_file(path: Path) -> Weights:
@@ -68,7 +70,8 @@ def read_weights_file(path: Path) -> Weights:
     for name, value in tensors.items():
         if not (value.is_floating_point() or is_batch_norm_counter(name)) or not value.float().isfinite().all():
             raise CheckpointError(f"{path}: {name} is not made of finite real numbers")
-    return Weights(tensors, "name", *_read_metadata(path, metadata), file_digest(path))
+    origin = {key: value for key, value in metadata.items() if not key.startswith("cnnrun.")}
+    return Weights(tensors, "name", *_read_metadata(path, metadata), file_digest(path), origin)
 
 
 def file_digest(path: Path) -> str:

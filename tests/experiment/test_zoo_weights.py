@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -282,6 +283,43 @@ def test_fetched_weights_are_a_weights_file_in_the_cache_with_their_origin(publi
     assert first.description == second.description
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
     assert (tmp_path / "copy.pth").exists()
+
+
+def test_weights_that_are_here_are_not_fetched_again_unless_they_are_damaged(published, capfd):
+    server = published[0]
+    first = fetch_weights("squeezenet1_1", None, None, None)
+    requests = len(server.starts)
+    assert fetch_weights("squeezenet1_1", None, None, None) == first
+    assert "these weights are here already" in capfd.readouterr().err
+    assert len(server.starts) == requests
+    path = Path(first["path"])
+    content = path.read_bytes()
+    for damaged in (content[:-100], content.replace(b"IMAGENET1K_V1", b"IMAGENET1K_V0")):
+        path.write_bytes(damaged)
+        assert fetch_weights("squeezenet1_1", None, None, None) == first
+        assert read_weights(path).origin["entry"] == "IMAGENET1K_V1"
+    assert len(server.starts) == 3 * requests
+
+
+def test_two_processes_fetch_the_same_weights_once(published):
+    server = published[0]
+    with ThreadPoolExecutor(2) as pool:  # each opens the lock file, as two processes would
+        found = list(pool.map(lambda _: fetch_weights("squeezenet1_1", None, None, None), range(2)))
+    assert found[0] == found[1]
+    assert len(server.starts) == 1
+
+
+def test_a_file_of_the_user_is_not_replaced(published, tmp_path, run_cli):
+    server, content, _ = published
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(b"mine")
+    (tmp_path / "their.pth").write_bytes(content)
+    for words in ([], ["--from", tmp_path / "their.pth"]):
+        code, _, err = run_cli("zoo", "weights", "squeezenet1_1", "--out", own, *words)
+        assert code == 2
+        assert "already exists; choose another" in err
+    assert own.read_bytes() == b"mine"
+    assert not server.starts
 
 
 def test_a_file_of_the_user_beside_the_weights_stays(published, tmp_path):
