@@ -31,6 +31,7 @@ _ID = re.compile(r"(.*[_. ])?(id|uuid|hash|index)", re.IGNORECASE)  # names of c
 _SEPARATORS = (";", "|", ",", " ")
 _MAX_LINE_BYTES, _MAX_TABLE_BYTES = 1 << 20, 1 << 30
 _MIN_GROUPS = 5  # with fewer, whole groups cannot be held out
+_MIN_NUMBER_SHARE = 0.9  # of the cells of a column of numbers; the others are gaps
 _CHECKED_ROWS = 20  # rows of a table whose files are checked to exist
 _MAX_LABEL_VALUES = 20  # whole numbers with more different values are quantities, not classes
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -189,9 +190,24 @@ def _guess_target(columns: _Columns, names: list[str], asked: TargetKind | None)
         names = [usual]
     if not names:
         names = _guess_target_columns(columns, asked)
+    if asked in (None, TargetKind.NUMBERS):
+        _refuse_gaps(columns, names)
     if len(names) > 1:
         return _describe_columns(columns, names, asked)
     return _describe_column(columns, names[0], asked)
+
+
+def _refuse_gaps(columns: _Columns, names: list[str]) -> None:
+    """Raise DataError if a column of numbers has cells that are none, such as empty ones."""
+    for name in names:
+        cells = columns.rest[name]
+        if _are_mostly_numbers(cells) and not _are_numbers(cells):
+            gaps = [index for index, cell in enumerate(cells) if not _NUMBER.fullmatch(cell.strip())]
+            where, cell = columns.rows.location(gaps[0]), escape(cells[gaps[0]])[:40]
+            raise DataError(
+                f"{where}: column {escape(name)!r} holds numbers, but {cell!r} here ({len(gaps):,} of {len(cells):,} rows)",
+                f"fill in or remove these rows; if the column holds labels: --task classify --label {escape(name)}",
+            )
 
 
 def _guess_target_columns(columns: _Columns, asked: TargetKind | None) -> list[str]:
@@ -200,7 +216,7 @@ def _guess_target_columns(columns: _Columns, asked: TargetKind | None) -> list[s
     flags = [name for name, cells in rest.items() if _are_flags(cells)]
     if len(flags) > 1 and asked in (None, TargetKind.LABELS, TargetKind.LABEL_SETS):
         return flags
-    numbers = [name for name, cells in rest.items() if _are_numbers(cells) and name not in flags]
+    numbers = [name for name, cells in rest.items() if _are_mostly_numbers(cells) and name not in flags]
     labels = [name for name, cells in rest.items() if name not in numbers and _may_be_labels(cells)]
     if asked is TargetKind.NUMBERS or (not labels and len(numbers) == len(rest)):
         labels = []
@@ -279,6 +295,10 @@ def _may_be_labels(cells: list[str]) -> bool:
 
 def _are_numbers(cells: list[str]) -> bool:
     return all(_NUMBER.fullmatch(cell.strip()) for cell in set(cells))
+
+
+def _are_mostly_numbers(cells: list[str]) -> bool:
+    return sum(_NUMBER.fullmatch(cell.strip()) is not None for cell in cells) > _MIN_NUMBER_SHARE * len(cells)
 
 
 def _are_flags(cells: list[str]) -> bool:

@@ -129,6 +129,19 @@ def test_several_numbers_are_regressed_together_and_an_index_is_left_out(tmp_pat
     assert "column '' only numbers the rows" in reading.notes
 
 
+@pytest.mark.parametrize("gap", ["", "n/a"])
+def test_a_gap_in_a_column_of_numbers_is_named(gap, tmp_path):
+    names = pictures(tmp_path, count=30)
+    rows = [[name, gap if number == 7 else number * 0.37] for number, name in enumerate(names)]
+    table = write_table(tmp_path / "t.csv", ["file", "age"], rows)
+    for task, label in ((None, None), ("regress", None), ("regress", ["age"]), (None, ["age"])):
+        with pytest.raises(
+            DataError, match=rf"t\.csv:9: column 'age' holds numbers, but '{gap}' here \(1 of 30 rows\)"
+        ):
+            read(table, task, label)
+    assert read(table, "classify", ["age"]).task == "classify"
+
+
 def test_the_user_chooses_columns_and_task(tmp_path):
     rows = [[name, ["a", "b"][n % 2], n % 3, n / 3] for n, name in enumerate(pictures(tmp_path, 20))]
     table = write_table(tmp_path / "t.csv", ["image", "label", "grade", "weight"], rows)
