@@ -204,8 +204,9 @@ def _refuse_gaps(columns: _Columns, names: list[str]) -> None:
         if _are_mostly_numbers(cells) and not _are_numbers(cells):
             gaps = [index for index, cell in enumerate(cells) if not _NUMBER.fullmatch(cell.strip())]
             where, cell = columns.rows.location(gaps[0]), escape(cells[gaps[0]])[:40]
+            share = f"{len(gaps):,} of {len(cells):,} rows"
             raise DataError(
-                f"{where}: column {escape(name)!r} holds numbers, but {cell!r} here ({len(gaps):,} of {len(cells):,} rows)",
+                f"{where}: column {escape(name)!r} holds numbers, but {cell!r} here ({share})",
                 f"fill in or remove these rows; if the column holds labels: --task classify --label {escape(name)}",
             )
 

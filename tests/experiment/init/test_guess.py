@@ -139,7 +139,7 @@ def test_a_gap_in_a_column_of_numbers_is_named(gap, tmp_path):
             DataError, match=rf"t\.csv:9: column 'age' holds numbers, but '{gap}' here \(1 of 30 rows\)"
         ):
             read(table, task, label)
-    assert read(table, "classify", ["age"]).task == "classify"
+    assert guess_data(str(table), Request("classify", ["age"])).task == "classify"
 
 
 def test_the_user_chooses_columns_and_task(tmp_path):
