@@ -28,7 +28,7 @@ from cnnrun.explain.methods.patches import find_strongest_cells
 from cnnrun.explain.methods.top_patches import top_patches
 from cnnrun.explain.subject import ExplainedNetwork, ImagesToExplain
 from cnnrun.model.network import build_network, materialize
-from cnnrun.results.report import write as reporting
+from cnnrun.results.report import writer as reporting
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 

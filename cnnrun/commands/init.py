@@ -44,8 +44,8 @@ def init(
 ) -> None:
     """Inspect data and write a config that suits it. Example: cnnrun init photos/ --out photos.yaml"""
     from cnnrun.base.errors import ConfigError
+    from cnnrun.experiment.init.config_writer import write_config
     from cnnrun.experiment.init.reading import Request
-    from cnnrun.experiment.init.write import write_config
 
     if weights and from_scratch:
         raise ConfigError("--weights and --from-scratch contradict each other; give one of them")

@@ -26,7 +26,7 @@ def report(
     """Write an HTML page about one run, or several side by side. Example: cnnrun report runs/digits/1"""
     refuse_ranks("report")
     from cnnrun.base.device import choose_device
-    from cnnrun.results.report.write import write_report
+    from cnnrun.results.report.writer import write_report
 
     show(write_report(paths or [], runs, choose_device(device), split, out), as_json, _print_page)
 

@@ -55,7 +55,7 @@ def train(
         raise ConfigError("--extend, --seeds and --folds cannot be combined: extend each run by itself, without them")
     experiment, torch_device = read_config(config, overrides or []), choose_device(device)
     # Imported after the config is read, so that a mistake in it is reported quickly.
-    from cnnrun.results.report.write import report_after_training
+    from cnnrun.results.report.writer import report_after_training
     from cnnrun.results.studies.folds import train_folds
     from cnnrun.results.studies.seeds import train_seeds
     from cnnrun.results.studies.train_run import train_run

@@ -10,7 +10,7 @@ __all__ = [
     "config_differences",
     "config_file",
     "data_check",
-    "extend",
+    "extensions",
     "import_weights",
     "init",
     "open_run",

@@ -21,7 +21,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import data_fingerprint
 from cnnrun.experiment.assemble import create_run, load_initial_weights
 from cnnrun.experiment.config_file import parse_config, read_config
-from cnnrun.experiment.extend import create_extension, extends, find_extended_run
+from cnnrun.experiment.extensions import create_extension, extends, find_extended_run
 from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.resume import (
     check_repeatable,

@@ -7,6 +7,6 @@ network's. Imports `experiment` and the packages below it, not `explain`.
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 
-__all__ = ["Format", "onnx", "parity", "python_file", "write"]
+__all__ = ["Format", "onnx", "parity", "python_file", "writer"]
 
 Format = Onnx | Code

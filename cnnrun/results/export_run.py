@@ -16,7 +16,7 @@ from cnnrun.data.image_paths import list_images
 from cnnrun.experiment.open_run import open_network, open_trained, prepare_eval_data
 from cnnrun.export import Format
 from cnnrun.export.parity import MIN_SAMPLES, measure_image_parity, measure_parity
-from cnnrun.export.write import export_network
+from cnnrun.export.writer import export_network
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.training.run_records import EXPORTS
 

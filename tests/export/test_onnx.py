@@ -13,7 +13,7 @@ import torch
 
 from cnnrun.base.errors import CheckpointError, ParityError
 from cnnrun.experiment import open_run
-from cnnrun.export import parity, write
+from cnnrun.export import parity, writer
 from cnnrun.export.onnx import Onnx
 from cnnrun.results.export_run import export_run
 
@@ -115,7 +115,7 @@ def test_metrics_of_the_exported_file_must_agree_to_four_digits(trained_run, tmp
 def test_metadata_gives_the_image_height_before_the_width(trained_run, tmp_path):
     trained = open_run.open_trained(trained_run, tmp_path, CPU)[1]
     wide = replace(trained, task=trained.task.spec.bind(replace(trained.facts, image_shape=(3, 20, 30))))
-    assert write.artefact_metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
+    assert writer.artefact_metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x08\x07" * 50])

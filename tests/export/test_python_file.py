@@ -22,7 +22,7 @@ from cnnrun.data.image_settings import ImageSettings
 from cnnrun.experiment import open_run
 from cnnrun.export.python_file import Code, generate_code
 from cnnrun.export.python_source import SourceCollector, constructor_call
-from cnnrun.export.write import artefact_metadata
+from cnnrun.export.writer import artefact_metadata
 from cnnrun.model.layers import Leaf
 from cnnrun.model.network import Network
 from cnnrun.model.structures import Node

@@ -19,7 +19,7 @@ CORE = {
     "data.augment.colour", "data.augment.random_slots", "data.augment.mixing", "base.boxes",
     "tasks.detection.average_precision", "tasks.classification_metrics", "tasks.detection.assignment",
     "tasks.detection.head", "tasks.embedding.losses", "tasks.embedding.pair_metrics", "training.checkpoints",
-    "experiment.resume", "model.builder", "config.blocks", "model.structures", "export.parity", "export.write",
+    "experiment.resume", "model.builder", "config.blocks", "model.structures", "export.parity", "export.writer",
     "tasks.temperature",
     "tasks.intervals", "data.hold_out", "data.epoch_order", "data.prepare", "data.duplicates", "training.evaluation",
     "data.box_placement", "model.receptive_field", "tasks.classification", "tasks.multilabel", "tasks.regression.task",

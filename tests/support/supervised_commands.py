@@ -34,8 +34,8 @@ PLACES = {
     "keeping what val said": ("cnnrun.training.checkpoints.add_evaluation", 2),
     "drawing": ("cnnrun.training.metrics_log._draw_confusion_matrix", 2),
     "writing result.json": ("cnnrun.training.loop.TrainingLoop.write_result", 1),
-    "after result.json": ("cnnrun.results.report.write.report_after_training", 1),
-    "writing the report": ("cnnrun.results.report.write.write_new_file", 1),
+    "after result.json": ("cnnrun.results.report.writer.report_after_training", 1),
+    "writing the report": ("cnnrun.results.report.writer.write_new_file", 1),
 }
 WRITING = {"export": 12, "enroll": 4, "cache": 60}  # killed before a call that writes, the first to the n-th
 

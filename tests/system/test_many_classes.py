@@ -23,7 +23,7 @@ from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import RankedRows
 from cnnrun.results import compare
 from cnnrun.results.report import charts
-from cnnrun.results.report import write as reporting
+from cnnrun.results.report import writer as reporting
 from cnnrun.results.report.class_tables import select_rows
 from cnnrun.tasks import classification_metrics
 from cnnrun.tasks.detection.meter import _precision_recall_plot

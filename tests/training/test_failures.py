@@ -329,7 +329,7 @@ def test_a_failing_report_never_fails_the_training(tmp_path, monkeypatch, run_cl
     def fail(*arguments, **settings):
         raise ZeroDivisionError("a bug\n\x1b[31min red")
 
-    monkeypatch.setattr("cnnrun.results.report.write.render_page", fail)
+    monkeypatch.setattr("cnnrun.results.report.writer.render_page", fail)
     code, _, err = run_cli("train", tiny, "--runs", tmp_path / "runs")
     assert code == 0
     assert "report.html was not written: ZeroDivisionError: a bug\\n\\x1b[31min red; `cnnrun report" in err

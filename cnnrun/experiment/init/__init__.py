@@ -1,3 +1,3 @@
 """`cnnrun init`: look at data of any kind, say how it is read and why, and write a config that suits it."""
 
-__all__ = ["guess", "reading", "write"]
+__all__ = ["config_writer", "layouts", "reading"]

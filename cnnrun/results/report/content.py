@@ -15,7 +15,7 @@ from cnnrun.base.durations import format_duration
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.experiment.extend import describe_lineage
+from cnnrun.experiment.extensions import describe_lineage
 from cnnrun.experiment.open_run import MeasuredRun
 from cnnrun.explain.figures.network_svg import render_svg
 from cnnrun.explain.figures.panels import overlay_panel, to_pillow

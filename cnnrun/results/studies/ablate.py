@@ -27,7 +27,7 @@ from cnnrun.explain.run_method import write_explanation
 from cnnrun.explain.subject import PASS_THROUGH_KINDS, Explanation, plot_to_pillow
 from cnnrun.results.compare import compare_metrics
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.report import write as report_writer
+from cnnrun.results.report import writer as report_writer
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 

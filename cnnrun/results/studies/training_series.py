@@ -17,7 +17,7 @@ from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.report import write as report_writer
+from cnnrun.results.report import writer as report_writer
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.intervals import metric_bounds
 from cnnrun.training.checkpoint_pointers import LATEST

@@ -10,7 +10,7 @@ import pytest
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.experiment import config_file
-from cnnrun.experiment.init.guess import _FACES_COLUMNS, guess_data
+from cnnrun.experiment.init.layouts import _FACES_COLUMNS, guess_data
 from cnnrun.experiment.init.pretrained import find_pretrained
 from cnnrun.experiment.init.reading import Request
 from cnnrun.model.network import build_network, materialize

@@ -19,7 +19,7 @@ from cnnrun.experiment.config_file import parse_config
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import charts
 from cnnrun.results.report import html as page
-from cnnrun.results.report import write as reporting
+from cnnrun.results.report import writer as reporting
 from cnnrun.results.report.content import training_curves
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.run_records import read_result

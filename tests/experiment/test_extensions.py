@@ -15,7 +15,7 @@ import torch
 
 from cnnrun.base.errors import CheckpointError, ConfigError
 from cnnrun.experiment.config_file import parse_config
-from cnnrun.experiment.extend import describe_lineage
+from cnnrun.experiment.extensions import describe_lineage
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.checkpoint_pointers import read_pointer
 from cnnrun.training.run_folder import refuse_links

@@ -15,10 +15,10 @@ from PIL import Image
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.index import index_source
 from cnnrun.data.settings import Data
-from cnnrun.experiment.init.guess import guess_data
-from cnnrun.experiment.init.guess_table import _find_separator
+from cnnrun.experiment.init.layouts import guess_data
 from cnnrun.experiment.init.reading import Reading, Request
 from cnnrun.experiment.init.survey import survey_source
+from cnnrun.experiment.init.table_layouts import _find_separator
 from tests.support.images import save_class_folders, save_picture
 
 XML = (

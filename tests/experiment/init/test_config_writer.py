@@ -17,10 +17,10 @@ from cnnrun.base.errors import DataError
 from cnnrun.experiment import config_file, schema
 from cnnrun.experiment.import_weights import convert_weights
 from cnnrun.experiment.init import choice, tuned_recipes
-from cnnrun.experiment.init.guess import guess_data
+from cnnrun.experiment.init.config_writer import write_config
+from cnnrun.experiment.init.layouts import guess_data
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES
-from cnnrun.experiment.init.write import write_config
 from cnnrun.model import weights_file
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies.train_run import train_run

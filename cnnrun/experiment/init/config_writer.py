@@ -17,7 +17,7 @@ from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.init.choice import Choice, choose
 from cnnrun.experiment.init.config_text import format_config
-from cnnrun.experiment.init.guess import guess_data
+from cnnrun.experiment.init.layouts import guess_data
 from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES, Recipe

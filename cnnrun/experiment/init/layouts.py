@@ -16,11 +16,11 @@ from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.user_paths import read_errors
 from cnnrun.data.image_names import is_image_name
 from cnnrun.data.split_names import parse_split_name
-from cnnrun.experiment.init.guess_boxes import guess_coco, guess_voc, guess_yolo
-from cnnrun.experiment.init.guess_masks import guess_masks, is_mask_name
-from cnnrun.experiment.init.guess_table import TABLE_SUFFIXES, guess_table
+from cnnrun.experiment.init.box_layouts import guess_coco, guess_voc, guess_yolo
+from cnnrun.experiment.init.mask_layouts import guess_masks, is_mask_name
 from cnnrun.experiment.init.paths import is_visible, name_of_path, subfolders
 from cnnrun.experiment.init.reading import Reading, Request
+from cnnrun.experiment.init.table_layouts import TABLE_SUFFIXES, guess_table
 
 _MAX_PARTS = 4  # so few folders may be parts of one data set, such as images and masks
 _FACES_TABLE, _FACES_COLUMNS = "faces.csv", b"photo,file,x1,"  # what `cnnrun faces` writes beside the faces
