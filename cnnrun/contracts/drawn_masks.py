@@ -12,8 +12,8 @@ from typing import overload
 class DrawnMask:
     """A mask as shapes: its name in messages, and JSON that has `size`, [height, width], and `shapes`.
 
-    The shapes are drawn in their order onto class 0, each as [class, segmentation]. A segmentation is that of COCO:
-    polygons, or the run lengths of a mask.
+    A shape is [class, segmentation], and is drawn onto class 0. A segmentation is that of COCO: polygons, or the run
+    lengths of a mask.
     """
 
     name: str

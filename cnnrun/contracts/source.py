@@ -139,11 +139,6 @@ class SourceContents:
     class_ids: tuple[int, ...] = ()  # ids of the classes in the source's files
     number_names: tuple[str, ...] = ()  # names of the numeric targets
 
-    @property
-    def has_masks(self) -> bool:
-        """True if the targets are masks."""
-        return any(split.masks is not None for split in self.splits.values())
-
 
 class SourceSpec(Kind):
     """A source of images and targets."""

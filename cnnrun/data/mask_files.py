@@ -12,10 +12,10 @@ from cnnrun.contracts.drawn_masks import DrawnMask
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import Masks
 from cnnrun.contracts.target_kind import IGNORED, UNKNOWN
-from cnnrun.data.drawn_masks import draw_mask
 from cnnrun.data.image_files import open_image
 from cnnrun.data.image_geometry import DecodedImage, resize_to_fit, turn_upright, upright_size
 from cnnrun.data.image_settings import ImageRefusedError, ImageSettings
+from cnnrun.data.mask_drawing import draw_mask
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _SCALE_OF_BIT_DEPTH = {2: 85, 4: 17}  # Pillow scales the grey values of such PNG files to 0..255

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.base.errors import escape
+from cnnrun.contracts.drawn_masks import DrawnMasks
 from cnnrun.contracts.source import Split
 from cnnrun.contracts.target_kind import IGNORED
 from cnnrun.data.cache import images_per_block
@@ -24,8 +25,12 @@ def mask_problems(split: Split, rows: Tensor, stored: StoredSplit, stored_masks:
     for position in np.flatnonzero(images != masks):
         row = int(rows[position])
         if row not in problems:
-            sizes = [f"{size['width']}x{size['height']}" for size in (masks[position], images[position])]
-            problems[row] = f"{escape(split.masks.sample_name(row))}: is {sizes[0]} pixels; its image is {sizes[1]}"
+            mask, image = (f"{size['width']}x{size['height']}" for size in (masks[position], images[position]))
+            problems[row] = (
+                f"{escape(split.sample_name(row))}: is {image} pixels; its objects are drawn for {mask}"
+                if isinstance(split.masks.images, DrawnMasks)
+                else f"{escape(split.masks.sample_name(row))}: is {mask} pixels; its image is {image}"
+            )
     return problems
 
 

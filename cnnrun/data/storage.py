@@ -23,6 +23,7 @@ from cnnrun.base.errors import StorageError, escape
 from cnnrun.base.machine_load import processor_count
 from cnnrun.base.progress import say
 from cnnrun.config.spec import Spec
+from cnnrun.contracts.drawn_masks import DrawnMask
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import Masks, Split
 from cnnrun.data import cache
@@ -223,7 +224,7 @@ def _disk_problem(settings: StorageSettings, folder: Path | None, key: str, need
 def _source_name(split: Split | Masks) -> str:
     """The folder of the split's images, or the name of the source, for lists of the cache."""
     item = split.images[0]
-    return escape(split.origin if isinstance(item, np.ndarray) else str(Path(str(item)).parent))
+    return escape(split.origin if isinstance(item, np.ndarray | DrawnMask) else str(Path(str(item)).parent))
 
 
 def _cache_key(

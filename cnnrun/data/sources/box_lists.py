@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.objects import OBJECT, ObjectTable
 from cnnrun.contracts.source import BadBox, BoxTreatment, SourceContents, SourceSpec, Split
-from cnnrun.contracts.target_kind import TargetKind
+from cnnrun.contracts.target_kind import UNKNOWN, TargetKind
+from cnnrun.data.sources.annotated_images import AnnotatedImage, Box
+from cnnrun.data.sources.segmentations import draw_masks
 
 _ROUNDING_PX = 1.0  # a box may reach this far out of its image without being reported
 _MAX_OBJECTS = 10_000  # in one image
@@ -48,9 +50,8 @@ shows (for `multilabel`)."""
         contents = self.read_boxes()
         if self.give == "boxes":
             return contents
-        if contents.has_masks:
-            splits = {name: replace(split, objects=None, sizes=None) for name, split in contents.splits.items()}
-            return replace(contents, splits=splits, bad_boxes=(), class_ids=())
+        if self.target_kind is TargetKind.MASKS:
+            return _without_boxes(contents, self.kind)
         class_count = len(contents.classes)
         if not class_count:
             raise DataError(f"data.source.{self.kind}: no image has an object, so there is no class to count")
@@ -72,8 +73,23 @@ shows (for `multilabel`)."""
 
 
 def mask_classes(names: Sequence[str]) -> tuple[str, ...]:
-    """The classes of masks of these objects: `background`, which one of them may be named, and then the others."""
-    return "background", *(name for name in names if name != "background")
+    """The classes of masks of these objects: `background`, which one of them may be named, and then the others.
+
+    Raises DataError if there are more than a mask can tell apart.
+    """
+    classes = "background", *(name for name in names if name != "background")
+    if len(classes) >= UNKNOWN:
+        raise DataError(f"{len(classes):,} classes with the background; `give: masks` takes at most {UNKNOWN - 1}")
+    return classes
+
+
+def _without_boxes(contents: SourceContents, kind: str) -> SourceContents:
+    """The contents with masks alone. Raises DataError if no training image shows an object."""
+    train = contents.splits["train"].objects
+    if train is None or not (train.columns["roles"] == OBJECT).any():
+        raise DataError(f"data.source.{kind}: no training image has an object, so every pixel is background")
+    splits = {name: replace(split, objects=None, sizes=None) for name, split in contents.splits.items()}
+    return replace(contents, splits=splits, class_ids=())
 
 
 def _count_objects(split: Split, class_count: int) -> Tensor:
@@ -84,34 +100,12 @@ def _count_objects(split: Split, class_count: int) -> Tensor:
     return torch.bincount(cells, minlength=len(split) * class_count).view(-1, class_count).float()
 
 
-@dataclass(frozen=True)
-class Box:
-    """An annotated box: x1, y1, x2, y2 in pixels; `role` as in `contracts.objects`; `id` names it in its file.
-
-    `segmentation` is that of COCO, polygons in pixels or run lengths, and is not checked yet; None if there is none.
-    """
-
-    corners: tuple[float, float, float, float]
-    label: int
-    role: int = OBJECT
-    id: str = ""
-    area: float | None = None
-    segmentation: Any = None
-
-
-@dataclass
-class AnnotatedImage:
-    """An image file with its boxes; `where` names the annotation file."""
-
-    path: str
-    size: HeightWidth
-    where: str
-    boxes: list[Box] = field(default_factory=list)
-
-
-def build_split(name: str, images: Sequence[AnnotatedImage], origin: str) -> tuple[Split, list[BadBox]]:
+def build_split(
+    name: str, images: Sequence[AnnotatedImage], origin: str, mask_labels: Sequence[int] | None = None
+) -> tuple[Split, list[BadBox]]:
     """The split that the images make, and the boxes that are wrong or doubtful.
 
+    With `mask_labels`, the class index of each label in masks, the usable objects are drawn as masks.
     Raises DataError if the boxes are in other units than pixels, or if an image has more than 10,000 objects.
     """
     _refuse_other_units(images)
@@ -132,7 +126,8 @@ def build_split(name: str, images: Sequence[AnnotatedImage], origin: str) -> tup
     sizes_N2 = np.array([image.size for image in images], np.int64).reshape(-1, 2)
     files = Files([image.path for image in images])
     objects = build_object_table(boxes_by_image, sizes_N2)
-    return Split(files, {}, origin, sizes=sizes_N2, objects=objects), bad_boxes
+    masks = None if mask_labels is None else draw_masks(images, boxes_by_image, mask_labels, origin)
+    return Split(files, {}, origin, sizes=sizes_N2, objects=objects, masks=masks), bad_boxes
 
 
 def build_object_table(boxes_by_image: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectTable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,13 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.objects import CROWD, OBJECT
-from cnnrun.contracts.source import SourceContents, Split
-from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split, mask_classes
-from cnnrun.data.sources.box_masks import draw_masks
+from cnnrun.contracts.source import BadBox, SourceContents, Split
+from cnnrun.data.sources.annotated_images import AnnotatedImage, Box, Corners, is_coordinate
+from cnnrun.data.sources.box_lists import BoxSource, build_split, mask_classes
+from cnnrun.data.sources.segmentations import segmentation_corners, segmentation_problem
 
 _MAX_JSON = 1 << 30
 _MAX_SIDE_PX = 1_000_000
-_MAX_NUMBER = 1e12  # of a coordinate or an area
 SplitName = Literal["train", "val", "test"]
 
 
@@ -36,7 +35,8 @@ class Coco(BoxSource):
     main = "train"
 
     give: Literal["boxes", "counts", "presence", "masks"] = "boxes"  # type: ignore[assignment]
-    """The targets of an image: as for other sources with boxes; or `masks`, the class of each pixel (for `segment`)."""
+    """The targets of an image: its `boxes`, the `counts` of its objects of each class, the `presence` of the classes, \
+or `masks`, the class of each pixel, from polygons and run lengths."""
 
     train: str
     """The annotation file of the training split."""
@@ -53,7 +53,8 @@ class Coco(BoxSource):
 
     def read_boxes(self) -> SourceContents:
         splits: dict[str, Split] = {}
-        bad_boxes, ids, names = [], [], []
+        bad_boxes, ids, names = list[BadBox](), list[int](), list[str]()
+        classes: tuple[str, ...] = ()
         for split in ("train", "val", "test"):
             if (path := getattr(self, split)) is None:
                 continue
@@ -63,13 +64,11 @@ class Coco(BoxSource):
             elif different := set(file.categories.items()) ^ set(zip(ids, names, strict=True)):
                 category_id, name = sorted(different)[0]
                 raise DataError(f"{path}: its categories are not the training split's, such as {category_id} {name!r}")
-            images = file.annotated_images(self._image_folder(split, file.path), ids)
-            splits[split], split_bad_boxes = build_split(split, images, path)
+            classes = mask_classes(names) if self.give == "masks" else tuple(names)
+            images = file.annotated_images(self._image_folder(split, file.path), ids, self.give == "masks")
+            mask_labels = list(map(classes.index, names)) if self.give == "masks" else None
+            splits[split], split_bad_boxes = build_split(split, images, path, mask_labels)
             bad_boxes += split_bad_boxes
-            if self.give == "masks":
-                masks = draw_masks(images, [mask_classes(names).index(name) for name in names])
-                splits[split] = replace(splits[split], masks=masks)
-        classes = mask_classes(names) if self.give == "masks" else tuple(names)
         return SourceContents(classes, splits, tuple(bad_boxes), tuple(ids))
 
     def _image_folder(self, split: str, annotations: Path) -> Path:
@@ -111,10 +110,11 @@ class _AnnotationFile:
                 raise DataError(f"{self.path}: {key}: the id {row['id']} is used twice")
             seen.add(row["id"])
 
-    def annotated_images(self, folder: Path, category_ids: list[int]) -> list[AnnotatedImage]:
+    def annotated_images(self, folder: Path, category_ids: list[int], with_masks: bool) -> list[AnnotatedImage]:
         """The images in the file's order, with their boxes; a box's label is its category's place in `category_ids`.
 
-        Raises DataError with a line for every image and annotation that cannot be used.
+        With masks, the boxes are those around the segmentations, and `bbox` is not read. Raises DataError with a line
+        for every image and annotation that cannot be used.
         """
         path_problem, problems, images = path_checker(folder), list[str](), dict[int, AnnotatedImage]()
         first_ids: dict[str, int] = {}
@@ -133,15 +133,17 @@ class _AnnotationFile:
         check_problems(problems)
         labels = {category_id: label for label, category_id in enumerate(category_ids)}
         for row in self._annotations:
-            if problem := _annotation_problem(row, images, labels):
+            if problem := _annotation_problem(row, images, labels, with_masks):
                 problems.append(f"{self.path}: annotation {row['id']}: {problem}")
                 continue
-            x, y, width, height = row["bbox"]
             role = CROWD if row.get("iscrowd") else OBJECT
             image = images[row["image_id"]]
             box_id = f"annotation {row['id']} of {escape(Path(image.path).name)}"
-            corners, label = (x, y, x + width, y + height), labels[row["category_id"]]
-            image.boxes.append(Box(corners, label, role, box_id, row.get("area"), row.get("segmentation")))
+            segmentation = row["segmentation"] if with_masks else None
+            corners = segmentation_corners(segmentation, image.size) if with_masks else _box_corners(row["bbox"])
+            image.boxes.append(
+                Box(corners, labels[row["category_id"]], role, box_id, row.get("area"), segmentation=segmentation)
+            )
         check_problems(problems)
         if ignored := sum(bool(row.get("ignore")) and not row.get("iscrowd") for row in self._annotations):
             counted = format_count(ignored, "annotation")
@@ -149,7 +151,14 @@ class _AnnotationFile:
         return list(images.values())
 
 
-def _annotation_problem(row: dict[str, Any], images: dict[int, AnnotatedImage], labels: dict[int, int]) -> str | None:
+def _box_corners(box: list[float]) -> Corners:
+    x, y, width, height = box
+    return x, y, x + width, y + height
+
+
+def _annotation_problem(
+    row: dict[str, Any], images: dict[int, AnnotatedImage], labels: dict[int, int], with_masks: bool
+) -> str | None:
     """Reason that an annotation is unusable regardless of the position of its box, or None."""
     for key, known in (("image_id", images), ("category_id", labels)):
         if isinstance(row.get(key), str):
@@ -157,15 +166,14 @@ def _annotation_problem(row: dict[str, Any], images: dict[int, AnnotatedImage], 
         if type(row.get(key)) is not int or row[key] not in known:
             return f"its {key} is {escape(str(row.get(key)))[:80]}, but there is no such {key.removesuffix('_id')}"
     box, area = row.get("bbox"), row.get("area")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
+    if with_masks:
+        if problem := segmentation_problem(row.get("segmentation"), images[row["image_id"]].size):
+            return problem
+    elif not isinstance(box, list) or len(box) != 4 or not all(map(is_coordinate, box)):
         return "bbox is not [x, y, width, height]"
-    if area is not None and not (_is_number(area) and area >= 0):
+    if area is not None and not (is_coordinate(area) and area >= 0):
         return "its area is not a number of square pixels"
     return None if row.get("iscrowd", 0) in (0, 1) else "iscrowd is neither 0 nor 1"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 
 def _read_json(path: Path) -> Any:

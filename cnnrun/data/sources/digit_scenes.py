@@ -11,7 +11,8 @@ from pydantic import Field
 
 from cnnrun.base.randomness import permutation, uniform
 from cnnrun.contracts.source import Masks, SourceContents, Split
-from cnnrun.data.sources.box_lists import Box, BoxSource, build_object_table, mask_classes
+from cnnrun.data.sources.annotated_images import Box
+from cnnrun.data.sources.box_lists import BoxSource, build_object_table, mask_classes
 from cnnrun.data.sources.embedded_digits import read_digits
 
 _SIDE_PX = 96  # of a scene

@@ -17,7 +17,8 @@ from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.objects import DIFFICULT, OBJECT
 from cnnrun.contracts.source import BadBox, ClassNames, SourceContents, Split
 from cnnrun.data.image_names import is_image_name
-from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
+from cnnrun.data.sources.annotated_images import AnnotatedImage, Box
+from cnnrun.data.sources.box_lists import BoxSource, build_split
 from cnnrun.data.sources.voc_files import VocAnnotation, VocFolder
 from cnnrun.data.split_names import parse_split_name
 

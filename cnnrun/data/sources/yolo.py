@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -25,8 +25,8 @@ from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.source import ClassNames, SourceContents, Split
 from cnnrun.data.image_files import image_errors, read_image_bytes, read_image_header
 from cnnrun.data.image_names import choose_images
-from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split, mask_classes
-from cnnrun.data.sources.box_masks import draw_masks
+from cnnrun.data.sources.annotated_images import AnnotatedImage, Box
+from cnnrun.data.sources.box_lists import BoxSource, build_split, mask_classes
 from cnnrun.data.split_names import parse_split_name
 
 _SPLITS = ("train", "val", "test")
@@ -42,8 +42,8 @@ class Yolo(BoxSource):
     main = "path"
 
     give: Literal["boxes", "counts", "presence", "masks"] = "boxes"  # type: ignore[assignment]
-    """The targets of an image: as for other sources with boxes; or `masks`, the class of each pixel (for `segment`), \
-if the lines have polygons."""
+    """The targets of an image: its `boxes`, the `counts` of its objects of each class, the `presence` of the classes, \
+or `masks`, the class of each pixel, if the lines are polygons."""
 
     path: str
     """The `data.yaml`, or the folder that holds it; a folder without one needs `classes`."""
@@ -58,18 +58,18 @@ if the lines have polygons."""
 
     def read_boxes(self) -> SourceContents:
         description = self._read_description()
-        reader, names = _LabelReader(description.root, len(description.classes)), tuple(description.classes)
+        has_masks, names = self.give == "masks", tuple(description.classes)
+        reader = _LabelReader(description.root, len(names), has_masks)
+        classes = mask_classes(names) if has_masks else names
+        mask_labels = list(map(classes.index, names)) if has_masks else None
         splits: dict[str, Split] = {}
         bad_boxes = []
         for name, folders in description.folders.items():
             images = reader.read_images([path for folder in folders for path in _list_split(description.root, folder)])
-            splits[name], split_bad_boxes = build_split(name, images, str(description.root))
+            splits[name], split_bad_boxes = build_split(name, images, str(description.root), mask_labels)
             bad_boxes += split_bad_boxes
-            if self.give == "masks":
-                masks = draw_masks(images, list(map(mask_classes(names).index, names)))
-                splits[name] = replace(splits[name], masks=masks)
-        reader.say_notes(polygons_are_boxes=self.give != "masks")
-        return SourceContents(mask_classes(names) if self.give == "masks" else names, splits, tuple(bad_boxes))
+        reader.say_notes()
+        return SourceContents(classes, splits, tuple(bad_boxes))
 
     def _read_description(self) -> _Description:
         """The classes and the folders of the splits. Raises DataError."""
@@ -80,6 +80,8 @@ if the lines have polygons."""
                 return self._describe_folder(path)
             path = files[0]
         content = _read_yaml(path)
+        if "kpt_shape" in content:  # a line of a pose would be taken for a polygon
+            raise DataError(f"{escape(str(path))}: kpt_shape: lines with key points are not read; remove these numbers")
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
             raise DataError(f"{escape(str(root))}: no such folder (data.source.yolo.root)")
@@ -216,8 +218,8 @@ def _read_list(root: Path, path: Path) -> list[Path]:
 class _LabelReader:
     """Reader of images with their label files; counts what it says at the end."""
 
-    def __init__(self, root: Path, class_count: int) -> None:
-        self._root, self._class_count = root, class_count
+    def __init__(self, root: Path, class_count: int, needs_polygons: bool) -> None:
+        self._root, self._class_count, self._needs_polygons = root, class_count, needs_polygons
         self._unlabelled, self._polygons = list[str](), 0
 
     def read_images(self, paths: list[Path]) -> list[AnnotatedImage]:
@@ -238,13 +240,13 @@ class _LabelReader:
         check_problems(problems)
         return images
 
-    def say_notes(self, polygons_are_boxes: bool) -> None:
+    def say_notes(self) -> None:
         """Say which images have no label file, and how many polygons were read as boxes, if they were."""
         where = escape(str(self._root))
         if self._unlabelled:
             count, example = format_count(len(self._unlabelled), "image"), escape(self._unlabelled[0])
             say(f"{where}: {count} without a label file, such as {example!r}: background, without objects")
-        if self._polygons and polygons_are_boxes:
+        if self._polygons and not self._needs_polygons:
             say(f"{where}: {format_count(self._polygons, 'polygon')} read as the boxes around them")
 
     def _label_path(self, image: Path) -> Path:
@@ -271,6 +273,8 @@ class _LabelReader:
         fractions = [_parse_fraction(word) for word in words[1:]]
         rows, columns = size
         polygon: list[float] | None = None
+        if len(fractions) == _BOX_NUMBERS and self._needs_polygons:
+            raise _LineError("a box; `give: masks` needs polygons")
         if len(fractions) == _BOX_NUMBERS:
             x, y, width, height = fractions
             corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)

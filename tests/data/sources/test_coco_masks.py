@@ -18,11 +18,12 @@ from cnnrun.base.errors import DataError
 from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.drawn_masks import DrawnMask
 from cnnrun.contracts.target_kind import IGNORED
-from cnnrun.data.drawn_masks import draw_mask, read_runs
 from cnnrun.data.index import index_source
+from cnnrun.data.mask_drawing import draw_mask, read_runs
 from cnnrun.data.prepare import build_dataset, data_fingerprint
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.coco import Coco
+from cnnrun.data.sources.segmentations import segmentation_corners
 from tests.support.images import save_picture
 
 # pycocotools itself is older than NumPy's rule.
@@ -129,6 +130,89 @@ def test_small_objects_lie_over_large_ones_and_crowds_below_all(tmp_path):
         assert (mask[7, 7], mask[2, 2], mask[25, 30]) == (1, 2, IGNORED)
 
 
+def test_the_drawn_pixels_decide_which_object_is_on_top(tmp_path):
+    """Not `area`, which may be wrong, nor the box: YOLO has no other measure."""
+    thin, small = [[0, 0, 2, 0, 39, 28, 39, 29]], [[10, 5, 25, 5, 25, 20, 10, 20]]
+    pixels = {
+        index: coco_mask.area(coco_mask.frPyObjects(shape, HEIGHT, WIDTH))[0]
+        for index, shape in ((0, thin), (1, small))
+    }
+    assert pixels[0] < pixels[1]
+    expected = None
+    for areas in ((0, 10), (10, 0), (None, None)):
+        rows = [annotation(1, 0, 5, thin, area=areas[0]), annotation(2, 0, 90, small, area=areas[1])]
+        mask = masks_of(save(tmp_path, rows))[0]
+        expected = mask if expected is None else expected
+        np.testing.assert_array_equal(mask, expected)
+    assert (mask == 1).sum() == pixels[0]
+
+
+def test_objects_that_show_no_pixel_are_treated_as_boxes_are(tmp_path):
+    outside, nothing = [[60, 5, 70, 5, 70, 20]], [[5, 5, 20, 5, 5, 5]]
+    empty = runs_of(np.zeros((HEIGHT, WIDTH)), as_text=False)
+    rows = [annotation(1, 0, 90, LEFT), annotation(2, 1, 5, outside), annotation(3, 1, 5, nothing)]
+    path = save(tmp_path, [*rows, annotation(4, 1, 5, empty)])
+    kinds = sorted(box.kind for box in Coco(train=path, give="masks").read().bad_boxes)
+    assert kinds == ["a box of no area", "a box of no area", "a box outside its image"]
+    with pytest.raises(DataError, match="annotation 2 of"):
+        masks_of(path)
+    assert not masks_of(path, bad_boxes="skip")[1].any()
+
+
+def test_a_bbox_is_not_needed_and_an_object_is(tmp_path):
+    row = annotation(1, 0, 90, LEFT)
+    del row["bbox"]
+    assert (masks_of(save(tmp_path, [row]))[0] == 2).any()
+    for rows in ([], [annotation(1, 0, 90, runs_of(np.ones((HEIGHT, WIDTH)), as_text=False), iscrowd=1)]):
+        with pytest.raises(DataError, match="no training image has an object, so every pixel is background"):
+            Coco(train=save(tmp_path, rows), give="masks").read()
+
+
+@pytest.mark.parametrize(("height", "width"), [(10**6, 10**6), (6000, 9000)])
+def test_an_image_that_is_too_large_is_a_bad_file(height, width, tmp_path):
+    path = Path(save(tmp_path, [annotation(1, 0, 90, LEFT), annotation(2, 1, 90, LEFT)]))
+    content = json.loads(path.read_text())
+    content["images"][1] |= {"height": height, "width": width}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"the mask of 1.png in .*: {width}x{height} pixels; at most 50,000,000"):
+        masks_of(str(path))
+    assert len(masks_of(str(path), bad_files="skip")) == 1
+
+
+@pytest.mark.parametrize("count", [252, 253, 1203])
+def test_more_categories_than_a_mask_has_values_are_refused(count, tmp_path):
+    path = Path(save(tmp_path, [annotation(1, 0, 90, LEFT)]))
+    content = json.loads(path.read_text())
+    content["categories"] = [
+        {"id": 90, "name": "first"},
+        *({"id": 1000 + k, "name": f"c{k}"} for k in range(count - 1)),
+    ]
+    path.write_text(json.dumps(content))
+    if count == 252:
+        assert masks_of(str(path)).max() == 1
+    else:
+        with pytest.raises(
+            DataError, match=f"{count + 1:,} classes with the background; `give: masks` takes at most 253"
+        ):
+            masks_of(str(path))
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32), st.floats(0, 1), st.booleans())
+def test_the_box_around_run_lengths_is_that_of_their_pixels(height, width, seed, density, as_text):
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    rows, columns = np.nonzero(mask)
+    expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
+    assert segmentation_corners(runs_of(mask, as_text), (height, width)) == expected
+
+
+def test_the_cache_names_the_annotation_file(tmp_path, run_cli):
+    path = save(tmp_path, [annotation(1, 0, 90, LEFT), annotation(2, 1, 90, LEFT)])
+    masks_of(path, cache="disk", cache_dir=str(tmp_path / "cache"))
+    sources = {json.loads(file.read_text()).get("source") for file in (tmp_path / "cache").rglob("*.json")}
+    assert path in sources
+
+
 def test_a_category_named_background_is_the_background(tmp_path):
     path = save(tmp_path, [annotation(1, 0, 90, LEFT), annotation(2, 1, 5, LEFT)], names=("cat", "background"))
     assert Coco(train=path, give="masks").read().classes == ("background", "cat")
@@ -154,7 +238,7 @@ def fingerprint_of(path: str) -> str:
 def test_a_mask_of_another_size_than_its_image_is_named(tmp_path):
     path = save(tmp_path, [annotation(1, 0, 90, LEFT)])
     save_picture(tmp_path / "1.png", size=(WIDTH + 1, HEIGHT))
-    with pytest.raises(DataError, match=r"the mask of 1\.png in .*train\.json: is 40x30 pixels; its image is 41x30"):
+    with pytest.raises(DataError, match=r"1\.png: is 41x30 pixels; its objects are drawn for 40x30"):
         masks_of(path)
     assert len(masks_of(path, bad_files="skip")) == 1
 
@@ -168,8 +252,9 @@ def test_a_mask_of_another_size_than_its_image_is_named(tmp_path):
         ([[1, 2, 3, 4]], r"is not \[x1, y1"),
         ([[1, 2, 3, 4, 5, 6, 7]], r"is not \[x1, y1"),
         ([1, 2, 3, 4, 5, 6], r"is not \[x1, y1"),
-        ([[1, 2, 3, 4, 5, "6"]], "something that is not a number"),
-        ([[1, 2, 3, 4, 5, True]], "something that is not a number"),
+        ([[1, 2, 3, 4, 5, "6"]], "something that is not a number of pixels"),
+        ([[1, 2, 3, 4, 5, True]], "something that is not a number of pixels"),
+        ([[1, 2, 3, 4, 5, 10**400]], "something that is not a number of pixels"),
         ([[1, 2, 3, 4, 5, 1e9]], r"has 1e\+09, far outside the image of 40x30"),
         ({}, "is of size None"),
         ({"size": [WIDTH, HEIGHT], "counts": [1200]}, r"is of size \[40, 30\], its image of \[30, 40\]"),
@@ -183,7 +268,7 @@ def test_a_mask_of_another_size_than_its_image_is_named(tmp_path):
 )
 def test_segmentations_that_cannot_be_drawn_are_named(segmentation, problem, tmp_path):
     path = save(tmp_path, [annotation(1, 0, 90, LEFT), annotation(7, 1, 5, segmentation)])
-    with pytest.raises(DataError, match=rf"annotation 7 of 1\.png: .*{problem}"):
+    with pytest.raises(DataError, match=f"annotation 7: .*{problem}"):
         Coco(train=path, give="masks").read()
     Coco(train=path).read()  # boxes need none
 

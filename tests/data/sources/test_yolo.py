@@ -12,7 +12,7 @@ from PIL import Image as Pil
 from pycocotools import mask as coco_mask
 
 from cnnrun.base.errors import DataError
-from cnnrun.data.drawn_masks import draw_mask
+from cnnrun.data.mask_drawing import draw_mask
 from cnnrun.data.sources.voc import Voc
 from cnnrun.data.sources.yolo import Yolo, _LabelReader
 from tests.support.images import save_picture
@@ -171,7 +171,7 @@ def test_counts_and_presence_are_given(root):
 
 @given(st.lists(st.tuples(*[st.floats(0.05, 0.45)] * 4), max_size=5), st.integers(4, 5000), st.integers(4, 5000))
 def test_fractions_become_pixels(boxes, height, width):
-    reader = _LabelReader(Path(), 1)
+    reader = _LabelReader(Path(), 1, needs_polygons=False)
     for x, y, half_width, half_height in boxes:
         words = ["0", *(f"{value:.9f}" for value in (x + 0.5, y + 0.5, half_width * 2, half_height * 2))]
         x1, y1, x2, y2 = reader._parse_line(words, (height, width), 1).corners
@@ -208,6 +208,12 @@ def test_real_data_written_as_yolo_is_read_as_from_voc(tmp_path):
     assert found.objects.pad()["objects"].tolist() == labels[mine].tolist()
 
 
+def test_poses_are_refused(root):
+    (root / "data.yaml").write_text(YAML + "kpt_shape: [4, 3]\n")
+    with pytest.raises(DataError, match="kpt_shape: lines with key points are not read"):
+        Yolo(path=str(root / "data.yaml")).read()
+
+
 # pycocotools itself is older than NumPy's rule.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_polygons_are_masks_as_in_coco(root):
@@ -224,7 +230,7 @@ def test_polygons_are_masks_as_in_coco(root):
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([pixels], 20, 40)))
     np.testing.assert_array_equal(draw_mask(masks.images[0]), 2 * expected)
     (root / "labels" / "train" / "a.txt").write_text(f"1 {polygon}\n0 0.5 0.5 0.2 0.2\n")
-    with pytest.raises(DataError, match=r"a\.txt: line 2: it has no segmentation"):
+    with pytest.raises(DataError, match=r"a\.txt:2: a box; `give: masks` needs polygons"):
         Yolo.model_validate(source["yolo"]).read()
 
 
