@@ -22,6 +22,7 @@ FORMAT_SUFFIXES = {
 }
 SUFFIXES = {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
 _ARRAY_SUFFIX = ".npy"
+FACES_TABLE = "faces.csv"  # which `cnnrun faces` writes beside the faces
 SUFFIX_LIST = ", ".join(sorted(SUFFIXES))
 
 

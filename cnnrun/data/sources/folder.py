@@ -17,7 +17,7 @@ from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files, is_hidden_or_system_name
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
-from cnnrun.data.image_names import SUFFIX_LIST, choose_images, is_image_name
+from cnnrun.data.image_names import FACES_TABLE, SUFFIX_LIST, choose_images, is_image_name
 from cnnrun.data.sources.lfw_pairs import pair_targets, read_pairs
 from cnnrun.data.split_names import parse_split_name
 
@@ -94,6 +94,7 @@ def _say_unread(folder: Path, read_paths: Sequence[Path], level: Literal["splits
     )
     if level == "classes":
         names = [name for name in names if (folder / name).is_file() and not is_image_name(name)]
+        names = [name for name in names if name != FACES_TABLE]
     if names:
         say(f"{escape(str(folder))}: not read, besides the {level}: {join_names(names, 3)}")
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _MAX_JSON_BYTES = 1 << 30
 _CHECKED_NAMES = 200  # file names of an annotation file that are looked for in a folder
 _MAX_FOLDERS = 200
 _LABEL_DEPTH = 2  # of YOLO's `labels`: in the folder itself, or in that of a split
+_NO_MASKS = {"segment": "not all objects have polygons or run lengths; some have only a box"}
 _POLYGON_WORDS = 7  # in a line of YOLO: a class and three corners at least
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 
@@ -54,7 +56,7 @@ def guess_coco(root: Path, files: list[Path]) -> Reading | None:
     kind = format_count(len(found), "COCO file")
     reason = f"{kind} with boxes of {format_count(counts.total(), 'image')}"
     tasks = (*_TASKS, "segment") if can_segment else _TASKS
-    return Reading({"coco": source}, "detect", reason, name_of_path(root), tasks)
+    return Reading({"coco": source}, "detect", reason, name_of_path(root), tasks, why_not=_NO_MASKS)
 
 
 def _split_order(item: tuple[str, Any]) -> int:
@@ -149,8 +151,8 @@ def guess_yolo(path: Path) -> Reading | None:
     names = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
     files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
     if files and _is_data_yaml(files[0]):
-        reason, name = f"{files[0].name} is YOLO's", name_of_path(root)
-        return Reading({"yolo": {"path": str(files[0])}}, "detect", reason, name, _yolo_tasks(_label_files(root)))
+        reason, name, tasks = f"{files[0].name} is YOLO's", name_of_path(root), _yolo_tasks(root)
+        return Reading({"yolo": {"path": str(files[0])}}, "detect", reason, name, tasks, why_not=_NO_MASKS)
     label_folders = [folder for folder in folders_below(root)[:100] if folder.name == "labels"]
     label_folders = [folder for folder in label_folders if (folder.parent / "images").is_dir()]
     label_folders = [folder for folder in label_folders if len(folder.relative_to(root).parts) <= _LABEL_DEPTH]
@@ -166,20 +168,19 @@ def guess_yolo(path: Path) -> Reading | None:
     classes, note = _class_list(path, max(number for number in numbers if number is not None) + 1)
     reason = f"{format_count(len(label_files), 'text file')} in labels/ have YOLO's lines"
     source = {"yolo": {"path": str(path), "classes": classes}}
-    tasks, notes = _yolo_tasks(label_files), (note,) if note else ()
-    return Reading(source, "detect", reason, name_of_path(root), tasks, notes=notes)
+    notes, tasks = (note,) if note else (), _yolo_tasks(root)
+    return Reading(source, "detect", reason, name_of_path(root), tasks, notes=notes, why_not=_NO_MASKS)
 
 
-def _label_files(root: Path) -> list[Path]:
-    """The text files in folders named labels."""
-    folders = (folder for folder in folders_below(root)[:_MAX_FOLDERS] if "labels" in folder.parts)
-    return [file for folder in folders for file in sorted(folder.glob("*.txt")) if file.name not in _CLASS_LISTS]
-
-
-def _yolo_tasks(label_files: list[Path]) -> tuple[str, ...]:
-    """The tasks that label files serve: segmentation if the lines of some of them are polygons."""
-    checked = label_files[:: max(1, len(label_files) // _CHECKED_NAMES)]
-    lines = [line.split() for file in checked for line in read_text(file, DataError).splitlines() if line.strip()]
+def _yolo_tasks(root: Path) -> tuple[str, ...]:
+    """The tasks that YOLO's label files serve: segmentation if all lines of some of them are polygons."""
+    paths = [path for folder in (root, *folders_below(root)[:_MAX_FOLDERS]) for path in sorted(folder.iterdir())]
+    images = {path.stem for path in paths if is_image_name(path.name)}
+    label_files = [path for path in paths if path.suffix == ".txt" and path.stem in images]
+    lines = []
+    for file in label_files[:: max(1, len(label_files) // _CHECKED_NAMES)]:
+        with suppress(DataError):  # the source names a file that cannot be read
+            lines += [line.split() for line in read_text(file, DataError).splitlines() if line.strip()]
     return (*_TASKS, "segment") if lines and all(len(words) >= _POLYGON_WORDS for words in lines) else _TASKS
 
 

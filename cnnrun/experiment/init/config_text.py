@@ -86,7 +86,10 @@ def _data_section(choice: Choice, findings: dict[str, Any]) -> list[str]:
     if settings:
         lines.append(f"  augment: {yaml_reader.dump_flow(settings)}")
     if split := choice.recipe.split():
-        purpose = "held out of train: val selects the checkpoint, test is for the final metrics"
+        purpose = "val selects the checkpoint, test is for the final metrics"
+        purpose = (
+            f"held out of train: {purpose}" if {"val", "test"} & set(split) else f"classes of their own: {purpose}"
+        )
         lines.append(f"  split: {yaml_reader.dump_flow(split)}    # {purpose}")
     if damaged:
         lines.append(f"  bad_files: skip    # {damaged['count']:,} {UNUSABLE}; `cnnrun data check` names them")

@@ -22,7 +22,7 @@ from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES, Recipe
 from cnnrun.experiment.init.survey import Survey, survey_source
-from cnnrun.experiment.init.tuned_recipes import reason_without_weights, recipes_from_weights
+from cnnrun.experiment.init.tuned_recipes import FACE_SIZE, reason_without_weights, recipes_from_weights
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import check_training_possible
 from cnnrun.model.weights_file import Weights
@@ -50,8 +50,8 @@ def write_config(
         say(line)
     survey = survey_source(reading.source, RECIPES[reading.task].holds_out_classes)
     pretrained = None if from_scratch else find_pretrained(weights, reading.verifies_faces)
-    if reading.verifies_faces and pretrained is None and not from_scratch:
-        say("the published face network is not here, which tells faces apart untrained: scripts/get_data face-models")
+    if reading.verifies_faces and not from_scratch:
+        _say_about_face_network(survey, pretrained)
     choice = _choose_settings(RECIPES[reading.task](survey), pretrained, weights, minutes)
     dataset, findings = _audit_source(survey, choice)
     text = format_config(reading, choice, dataset, findings, minutes, path)
@@ -69,6 +69,16 @@ def write_config(
         **_describe_choice(choice),
         **findings,
     }
+
+
+def _say_about_face_network(survey: Survey, pretrained: Pretrained | None) -> None:
+    """Say why the published face network is not used, if it is not."""
+    height, width = survey.median
+    if survey.median != FACE_SIZE:
+        say(f"faces of {width}x{height}: the published face network takes 150x150 (cnnrun faces --size 150)")
+    elif pretrained is None:
+        network = "the published face network, which can tell faces apart without training on yours"
+        say(f"{network}, is not here: scripts/get_data face-models")
 
 
 def _refuse_path(path: Path) -> None:

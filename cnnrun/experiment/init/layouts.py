@@ -14,7 +14,7 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_hidden_or_system_name
 from cnnrun.base.user_paths import read_errors
-from cnnrun.data.image_names import is_image_name
+from cnnrun.data.image_names import FACES_TABLE, is_image_name
 from cnnrun.data.split_names import parse_split_name
 from cnnrun.experiment.init.box_layouts import guess_coco, guess_voc, guess_yolo
 from cnnrun.experiment.init.mask_layouts import guess_masks, is_mask_name
@@ -23,7 +23,7 @@ from cnnrun.experiment.init.reading import Reading, Request
 from cnnrun.experiment.init.table_layouts import TABLE_SUFFIXES, guess_table
 
 _MAX_PARTS = 4  # so few folders may be parts of one data set, such as images and masks
-_FACES_TABLE, _FACES_COLUMNS = "faces.csv", b"photo,file,x1,"  # what `cnnrun faces` writes beside the faces
+_FACES_COLUMNS = b"photo,file,x1,"  # as the table of faces begins
 _MIN_PEOPLE, _MAX_IMAGES_EACH = 10, 40  # folders of so many classes, with so few images each, may be people
 
 
@@ -100,7 +100,7 @@ def _guess_idx(path: Path, entries: list[Path]) -> Reading | None:
 
 def _guess_faces(path: Path) -> Reading | None:
     """Folders of the faces that `cnnrun faces` has written are people."""
-    table = path / _FACES_TABLE
+    table = path / FACES_TABLE
     if not table.is_file() or not read_bytes(table, DataError).startswith(_FACES_COLUMNS):
         return None
     if (reading := _guess_class_folders(path)) is None:
@@ -108,7 +108,7 @@ def _guess_faces(path: Path) -> Reading | None:
             f"{escape(str(path))}: faces that `cnnrun faces` wrote, but not in a folder for each person",
             "put the photos of each person into a folder of theirs, and run `cnnrun faces` on the folder of these",
         )
-    reason = f"`cnnrun faces` wrote it, and its {reading.reason.replace('of images are the classes', 'are people')}"
+    reason = "`cnnrun faces` wrote it, and its folders are people"
     return replace(reading, task="verify", reason=reason, questions=(), verifies_faces=True)
 
 

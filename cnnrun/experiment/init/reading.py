@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cnnrun.base.error_lines import join_names
@@ -19,7 +19,8 @@ class Reading:
     """A reading of data: the `source` of the config, the task, the reason, a name, and the tasks that it can serve.
 
     `notes` say what was found on the way, `questions` what else the data may be. `verifies_faces` is true if the task
-    is to tell apart faces that `cnnrun faces` has aligned.
+    is to tell apart faces that `cnnrun faces` has aligned. `why_not` has the reason for a task that such data can serve
+    and this cannot.
     """
 
     source: Any
@@ -30,6 +31,7 @@ class Reading:
     notes: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     verifies_faces: bool = False
+    why_not: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """The sentence that says how the data is read, why, and how to say otherwise."""
@@ -57,7 +59,8 @@ class Request:
             return reading
         if self.task not in reading.tasks:
             known = join_names(list(reading.tasks))
-            raise ConfigError(f"--task {escape(self.task)}: this data serves {known}, because {reading.reason}")
+            reason = reading.why_not.get(self.task, f"this data serves {known}, because {reading.reason}")
+            raise ConfigError(f"--task {escape(self.task)}: {reason}")
         source = reading.source
         if give := _GIVES.get(self.task):
             ((kind, settings),) = source.items()

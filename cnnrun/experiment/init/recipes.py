@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from cnnrun.base.errors import DataError
 from cnnrun.config import yaml_reader
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.data.dataset import Dataset
@@ -150,6 +151,15 @@ class VerifyRecipe(Recipe):
     epochs = (20, 80)
     wanted_steps = 1500
 
+    def __init__(self, survey: Survey) -> None:
+        """Raises DataError if there are too few classes to learn from and to select a checkpoint by."""
+        super().__init__(survey)
+        self._class_sizes = sorted(filter(None, survey.index.class_counts()))  # training images
+        needed = _MIN_HELD_OUT_CLASSES * (1 if "val" in survey.splits else 2)
+        if (count := len(self._class_sizes)) < needed:
+            held_out = "" if "val" in survey.splits else ", two of them to select the checkpoint by"
+            raise DataError(f"verification needs {needed} people or things to begin with{held_out}; there are {count}")
+
     def task(self, class_counts: Sequence[int]) -> str:
         return "{verify: {dimension: 128, loss: {arcface: {margin: 0.8, scale: 24}}}}"
 
@@ -157,23 +167,23 @@ class VerifyRecipe(Recipe):
         return layers.embedder_model(min(size))
 
     def batch(self) -> int:
-        classes = max(1, self.survey.class_count)
-        held_out = sum(round(part * classes) for part in self.split().values() if isinstance(part, float))
-        learned = classes - held_out
-        fitting = int(0.8 * self.survey.images * learned / classes) // self.images_per_class
-        return self.images_per_class * max(2, min(_MAX_PEOPLE_PER_BATCH, learned, fitting))
+        sizes = self._class_sizes
+        held_out = sum(round(part * len(sizes)) for part in self.split().values() if isinstance(part, float))
+        learned = len(sizes) - held_out
+        fitting = int(0.8 * sum(sizes) * learned / len(sizes)) // self._images_per_class
+        return self._images_per_class * max(2, min(_MAX_PEOPLE_PER_BATCH, learned, fitting))
 
     @property
-    def images_per_class(self) -> int:
-        """The images of each class in a batch: four, or fewer if most classes do not have them."""
-        return max(2, min(_IMAGES_PER_PERSON, self.survey.images // max(1, self.survey.class_count)))
+    def _images_per_class(self) -> int:
+        """The images of each class in a batch: four, or fewer if half of the classes do not have them."""
+        return max(2, min(_IMAGES_PER_PERSON, self._class_sizes[len(self._class_sizes) // 2]))
 
     def train(self, batch: int) -> list[str]:
         return [self.sampler(batch), "optimizer: {adamw: {lr: 0.002, weight_decay: 0.05}}"]
 
     def sampler(self, batch: int) -> str:
         """The line `sampler`."""
-        each = self.images_per_class
+        each = self._images_per_class
         return f"sampler: {{identities: {each}}}    # a batch has {batch // each} classes"
 
     def monitor(self, dataset: Dataset | None) -> str:
@@ -184,10 +194,14 @@ class VerifyRecipe(Recipe):
         return {**settings, "erase": 0.3}, "Remove the flip where left and right differ."
 
     def split(self) -> dict[str, Any]:
-        classes = max(1, self.survey.class_count)
+        own_splits, classes = self.survey.splits, len(self._class_sizes)
         least = math.ceil(1000 * _MIN_HELD_OUT_CLASSES / classes) / 1000
-        test = {"test": max(0.25, least)} if classes >= 3 * _MIN_HELD_OUT_CLASSES else {}
-        return {"by": "label", "val": max(0.15, least), **test}
+        split: dict[str, Any] = {"by": "label"}
+        if "val" not in own_splits:
+            split["val"] = max(0.15, least)
+        if "test" not in own_splits and classes >= 3 * _MIN_HELD_OUT_CLASSES:
+            split["test"] = max(0.25, least)
+        return split
 
 
 class DetectRecipe(Recipe):

@@ -15,7 +15,7 @@ from cnnrun.experiment.init.recipes import DetectRecipe, Recipe, SegmentRecipe, 
 from cnnrun.experiment.init.survey import Survey
 
 _MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better
-_FACE_SIZE = (150, 150)
+FACE_SIZE = (150, 150)
 
 
 def recipes_from_weights(recipe: Recipe, pretrained: Pretrained) -> list[Recipe]:
@@ -123,7 +123,7 @@ class TunedFacesRecipe(_FromPretrained, VerifyRecipe):
 
     @classmethod
     def can_start(cls, survey: Survey, pretrained: Pretrained) -> bool:
-        return pretrained.embeds_faces and survey.median == _FACE_SIZE
+        return pretrained.embeds_faces and survey.median == FACE_SIZE
 
     def task(self, class_counts: Sequence[int]) -> str:
         return (

@@ -15,6 +15,7 @@ from cnnrun.base.atomic_files import make_folder, write_text
 from cnnrun.base.errors import ConfigError, DataError, escape, escape_cell
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.prediction import CaptionedBox, Overlay, Prediction
+from cnnrun.data.image_names import FACES_TABLE
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.image_settings import ImageSettings
 from cnnrun.experiment.config_file import read_config
@@ -27,7 +28,6 @@ from cnnrun.results.people.face_finder import LANDMARKS
 from cnnrun.results.people.face_photos import FaceReader, PhotoFace, PhotoSettings
 from cnnrun.results.predict import PredictedFile, choose_png_path, overlay_drawer
 
-TABLE = "faces.csv"
 _GENERATOR = "cnnrun faces"  # written into the PNG files, which marks them as ours
 
 
@@ -133,7 +133,7 @@ def cut_faces(
             rows += [[str(path), *row] for row in in_folder.csv_rows()]
             yield predicted
     finally:  # also when the command is stopped: a table of what was written
-        write_text(out / TABLE, _format_table(rows))
+        write_text(out / FACES_TABLE, _format_table(rows))
 
 
 def _format_table(rows: Sequence[Sequence[Any]]) -> str:

@@ -212,11 +212,34 @@ def test_val_and_test_have_people_enough_to_verify(people, tmp_path):
     assert (config_file.read_config(tmp_path / "c.yaml").data.split.test > 0) == (people >= 6)
 
 
+@pytest.mark.parametrize(("train", "val", "test"), [(8, 0, 4), (20, 20, 20), (6, 3, 3), (2, 2, 0)])
+def test_people_of_the_source_s_own_splits_are_counted_by_split(train, val, test, tmp_path):
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for person in range(count):
+            for number in range(4):
+                seed = 1000 * len(split) + 10 * person + number
+                save_picture(tmp_path / "people" / split / f"{split}{person}" / f"{number}.png", seed=seed)
+    write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)  # checks val and test
+    experiment = config_file.read_config(tmp_path / "c.yaml")
+    assert experiment.train.sampler.images_per_class == 4
+    text = (tmp_path / "c.yaml").read_text()
+    assert ("val:" in text) == (not val)
+    assert "test:" not in text
+
+
+def test_images_of_a_class_in_a_batch_are_the_median_s(tmp_path):
+    for person in range(20):
+        for number in range(100 if person == 0 else 2):
+            save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=1000 * person + number)
+    write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)
+    assert config_file.read_config(tmp_path / "c.yaml").train.sampler.images_per_class == 2
+
+
 def test_too_few_people_are_refused_and_nothing_is_written(tmp_path):
     for person in range(3):
         for number in range(3):
             save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=10 * person + number)
-    with pytest.raises(DataError, match="verify needs two or more people to learn from"):
+    with pytest.raises(DataError, match="verification needs 4 people or things to begin with.*; there are 3"):
         write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)
     assert not (tmp_path / "c.yaml").exists()
 
@@ -239,7 +262,8 @@ def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatc
     assert config_file.read_config(tmp_path / "b.yaml").train.freeze is None
     run_cli("init", data, "--out", tmp_path / "c.yaml", "--from-scratch")
     assert config_file.read_config(tmp_path / "c.yaml").model.weights is None
-    code, _, err = run_cli("init", data, "--task", "verify", "--out", tmp_path / "d.yaml", "--weights", weights)
+    people = write_pictures(tmp_path / "pictures").parent / "people"
+    code, _, err = run_cli("init", people, "--task", "verify", "--out", tmp_path / "d.yaml", "--weights", weights)
     assert code == 2
     assert "this task starts from face_resnet29, with faces of 150x150 pixels" in err
     for words, problem in (

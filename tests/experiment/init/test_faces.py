@@ -53,7 +53,7 @@ def test_aligned_faces_in_folders_are_people(tmp_path):
     reading = guess_data(str(save_faces(tmp_path / "faces")), Request())
     assert (reading.task, reading.verifies_faces, reading.questions) == ("verify", True, ())
     assert reading.describe() == (
-        "read as verify, because `cnnrun faces` wrote it, and its 8 folders are people; if it is not: --task classify"
+        "read as verify, because `cnnrun faces` wrote it, and its folders are people; if it is not: --task classify"
     )
     (tmp_path / "faces" / "faces.csv").write_text("name,of,something,else\n")
     assert guess_data(str(tmp_path / "faces"), Request()).task == "classify"
@@ -73,7 +73,8 @@ def test_faces_start_from_the_published_network_where_it_is(tmp_path, run_cli, m
     words = ("init", "faces", "--minutes", "1")
     code, _, err = run_cli(*words, "--out", "scratch.yaml")
     assert code == 0
-    assert "the published face network is not here" in err
+    assert "can tell faces apart without training on yours, is not here: scripts/get_data face-models" in err
+    assert "not read" not in err
     assert config_file.read_config(Path("scratch.yaml")).model.weights is None
     weights = save_random_face_network(Path("data/face-models/face_resnet29.safetensors"))
     code, out, err = run_cli(*words, "--out", "c.yaml")
@@ -99,6 +100,15 @@ def test_the_face_network_is_refused_for_other_images(side, with_table, tmp_path
     code, _, err = run_cli("init", faces, *words, "--out", tmp_path / "c.yaml")
     assert code == 2
     assert "starts from face_resnet29, with faces of 150x150 pixels that `cnnrun faces` has aligned" in err
+
+
+def test_the_size_of_faces_that_the_network_does_not_take_is_said(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_faces(Path("faces"), side=112)
+    save_random_face_network(Path("data/face-models/face_resnet29.safetensors"))
+    code, _, err = run_cli("init", "faces", "--minutes", "0.1", "--out", "c.yaml")
+    assert code == 0
+    assert "faces of 112x112: the published face network takes 150x150 (cnnrun faces --size 150)" in err
 
 
 def test_weights_of_faces_are_found_for_faces_alone(tmp_path, monkeypatch):

@@ -276,6 +276,22 @@ def test_polygons_of_yolo_can_be_masks(has_description, tmp_path):
     for file in (tmp_path / "labels").glob("*.txt"):
         file.write_text("0 0.5 0.5 0.2 0.2\n")
     assert "--task segment" not in read(tmp_path).describe()
+    with pytest.raises(ConfigError, match="--task segment: not all objects have polygons"):
+        read(tmp_path, "segment")
+
+
+def test_other_text_files_near_the_labels_of_yolo_do_no_harm(tmp_path):
+    """Below a folder named labels, in one, and with labels beside the images."""
+    root = tmp_path / "labels" / "set"
+    for number, folder in enumerate(("images", "train/images")):
+        for name in pictures(root / str(number) / folder, count=3):
+            labels = root / str(number) / folder.replace("images", "labels") / f"{Path(name).stem}.txt"
+            labels.parent.mkdir(exist_ok=True)
+            labels.write_text("0 0.1 0.1 0.6 0.1 0.3 0.7\n")
+        (root / str(number) / folder.replace("images", "labels") / "notes.txt").write_bytes(b"caf\xe9")
+        (root / str(number) / "README.roboflow.txt").write_bytes(b"caf\xe9 5")
+        (root / str(number) / "data.yaml").write_text(f"train: {folder}\nnames: [cell]\n")
+        assert "--task segment" in read(root / str(number)).describe()
 
 
 def test_yolo_with_a_data_yaml_without_and_with_a_list_of_classes(tmp_path):
