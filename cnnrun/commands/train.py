@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,14 +61,15 @@ def train(
     from cnnrun.results.studies.train_run import train_run
     from cnnrun.results.studies.training_series import RunSettings
 
-    settings = RunSettings(runs, torch_device, resume or strict_resume, strict_resume)
+    how: bool | Literal["strict"] = "strict" if strict_resume else resume
+    settings = RunSettings(runs, torch_device, how)
     if seeds:
         show(train_seeds(experiment, seeds, settings, page), as_json, print_series)
         return
     if folds:
         show(train_folds(experiment, folds, settings, page), as_json, print_series)
         return
-    result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume, extend=extend)
+    result = train_run(experiment, runs, torch_device, how, extend=extend)
     if page and not torchrun.rank():
         report_after_training(Path(result["run"]), runs, torch_device, overwrite="already_finished" not in result)
     show(result, as_json, _print_training)

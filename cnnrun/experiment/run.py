@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -54,21 +54,24 @@ class RunHooks(TrainingHooks):
 _NO_HOOKS = RunHooks()
 
 
+Resume = bool | Literal["strict"]
+
+
 def train(
     experiment: Experiment,
     runs: Path,
     device: torch.device,
-    resume: bool = False,
-    strict: bool = False,
+    resume: Resume = False,
     hooks: RunHooks = _NO_HOOKS,
     extend: Path | None = None,
 ) -> Result:
     """Train to the end in a run folder in `runs`; return the result, with the folder as `run`.
 
-    `resume` continues the newest unfinished run of the config; if it is already finished, nothing is trained. `strict`
-    raises CheckpointError if the result could differ from an uninterrupted run's. `extend` is a finished run that the
-    new one goes on from. Every rank must call this; only the first one writes.
+    `resume` continues the newest unfinished run of the config; if it is already finished, nothing is trained. If it is
+    "strict", CheckpointError is raised if the result could differ from an uninterrupted run's. `extend` is a finished
+    run that the new one goes on from. Every rank must call this; only the first one writes.
     """
+    strict = resume == "strict"
     reset_peak_memory(device)
     if strict:
         check_repeatable(experiment, device)
@@ -76,7 +79,7 @@ def train(
         say("restarted by torchrun: resuming as with --resume")
         resume = True
     with join_ranks(device, experiment.train.timeout) as ranks:
-        earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, extend, resume, strict))
+        earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, extend, bool(resume), strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
         training = _prepare_run(experiment, earlier, device, ranks)

@@ -64,7 +64,7 @@ def test_a_different_environment_is_reported_and_refused_by_strict_resume(unfini
     with pytest.MonkeyPatch.context() as patched:
         OTHER_ENVIRONMENTS[what](patched)
         with pytest.raises(CheckpointError, match=f"{what} was .*, is ") as refused:
-            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume="strict")
         assert len(refused.value.lines) == 2
         assert read_files(unfinished_run) == before
         capfd.readouterr()
@@ -87,7 +87,7 @@ def test_different_settings_are_reported_and_refused_by_strict_resume(
     unfinished_run, pets, tmp_path, capfd, setting, said
 ):
     with pytest.raises(CheckpointError, match=f"is unfinished, but {said} now"):
-        train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+        train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume="strict")
     assert not (tmp_path / "runs" / "tiny" / "2").exists()
     capfd.readouterr()
     made = train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True)
@@ -97,7 +97,7 @@ def test_different_settings_are_reported_and_refused_by_strict_resume(
 
 @pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
 def test_settings_that_cannot_change_the_result_do_not_prevent_strict_resume(unfinished_run, pets, tmp_path, setting):
-    made = train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    made = train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume="strict")
     assert made["run"] == str(unfinished_run)
 
 
@@ -138,7 +138,7 @@ def test_the_environment_of_an_earlier_resume_is_remembered(unfinished_run, pets
             train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
-            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume="strict")
 
 
 def test_strict_resume_checks_every_earlier_environment_not_only_the_last(unfinished_run, pets, tmp_path):
@@ -148,7 +148,7 @@ def test_strict_resume_checks_every_earlier_environment_not_only_the_last(unfini
         with stop_at(3):
             train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
         with pytest.raises(CheckpointError, match="threads was 1, is 7"):
-            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume="strict")
 
 
 def test_data_changed_before_the_first_checkpoint_is_refused(unfinished_run, pets, tmp_path):

@@ -19,7 +19,7 @@ from cnnrun.experiment.init.choice import Choice, choose
 from cnnrun.experiment.init.config_text import format_config
 from cnnrun.experiment.init.layouts import guess_data
 from cnnrun.experiment.init.pretrained import Pretrained, find_pretrained
-from cnnrun.experiment.init.reading import Request
+from cnnrun.experiment.init.reading import Reading, Request
 from cnnrun.experiment.init.recipes import RECIPES, Recipe
 from cnnrun.experiment.init.survey import Survey, survey_source
 from cnnrun.experiment.init.tuned_recipes import FACE_SIZE, reason_without_weights, recipes_from_weights
@@ -41,9 +41,7 @@ def write_config(
     The number of epochs is chosen for a training of `minutes`. `weights` are published weights to start from, by
     default those in the user's cache; with `from_scratch` none are. Raises ConfigError or DataError.
     """
-    if request.task is not None and request.task not in RECIPES:
-        raise ConfigError(f"--task {escape(request.task)}: init writes configs for {', '.join(RECIPES)}")
-    reading = guess_data(data, request)
+    reading = _read_data(data, request)
     path = out or Path(f"{reading.name}.yaml")
     _refuse_path(path)
     for line in (reading.describe(), *reading.notes, *reading.questions):
@@ -69,6 +67,12 @@ def write_config(
         **_describe_choice(choice),
         **findings,
     }
+
+
+def _read_data(data: str, request: Request) -> Reading:
+    if request.task is not None and request.task not in RECIPES:
+        raise ConfigError(f"--task {escape(request.task)}: init writes configs for {', '.join(RECIPES)}")
+    return guess_data(data, request)
 
 
 def _say_about_face_network(survey: Survey, pretrained: Pretrained | None) -> None:

@@ -19,8 +19,7 @@ def train_run(
     experiment: Experiment,
     runs: Path,
     device: torch.device,
-    resume: bool,
-    strict: bool = False,
+    resume: run.Resume,
     should_stop: Callable[[int, float], bool] | None = None,
     extend: Path | None = None,
 ) -> dict[str, Any]:
@@ -29,4 +28,4 @@ def train_run(
     `should_stop(epoch, monitored value)` is called after each epoch; training ends early once it returns True.
     """
     hooks = run.RunHooks(should_stop, results_panel, record=partial(compare_with_plan, runs))
-    return run.train(experiment, runs, device, resume, strict, hooks, extend)
+    return run.train(experiment, runs, device, resume, hooks, extend)

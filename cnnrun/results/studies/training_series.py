@@ -15,6 +15,7 @@ from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
+from cnnrun.experiment.run import Resume
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import writer as report_writer
@@ -30,8 +31,7 @@ class RunSettings:
 
     runs: Path
     device: torch.device
-    resume: bool = False
-    strict: bool = False
+    resume: Resume = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train_series(
     runs, device, rows = settings.runs, settings.device, []
     for count, (number, experiment) in enumerate(experiments.items(), 1):
         say(f"{word} {number} ({count} of {len(experiments)})")
-        result = train_run(experiment, runs, device, settings.resume, settings.strict)
+        result = train_run(experiment, runs, device, settings.resume)
         run = Path(result["run"])
         if with_report:
             report_writer.report_after_training(run, runs, device, overwrite="already_finished" not in result)
