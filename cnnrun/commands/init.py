@@ -62,7 +62,7 @@ def _print_config(data: dict[str, Any], out: Output) -> None:
         out.print(f"{format_count(len(counts), 'class', 'classes')} in train: {extremes}")
     sizes = data["sizes"]
     out.print(f"image sizes: {width_height(sizes['smallest'])} to {width_height(sizes['largest'])} pixels")
-    print_findings(data["findings"], out)
+    print_findings(data["findings"], out, error="left out")
     height, width = data["size"]
     training = f"batch {data['batch']}, {format_count(data['epochs'], 'epoch')}"
     duration = f"about {format_duration(60 * data['minutes'])} here ({data['images_per_second']:,} images/s measured)"

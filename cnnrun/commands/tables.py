@@ -7,12 +7,16 @@ from typing import Any
 from cnnrun.base.console import Output
 
 MAX_ROWS, _MAX_EXAMPLES = 30, 3
+_SINGULARS = {"classes": "class", "images": "image", "files": "file", "pairs": "pair", "boxes": "box"}
 
 
-def print_findings(findings: list[dict[str, Any]], out: Output) -> None:
-    """Print a line for each finding, and some examples below it."""
+def print_findings(findings: list[dict[str, Any]], out: Output, error: str = "error") -> None:
+    """Print a line for each finding, and some examples below it; `error` is the word for what stops a training."""
     for finding in findings:
-        out.print(f"{finding['level']}: {finding['count']:,} {finding['what']}")
+        noun, _, rest = finding["what"].partition(" ")
+        noun = _SINGULARS.get(noun, noun) if finding["count"] == 1 else noun
+        level = error if finding["level"] == "error" else finding["level"]
+        out.print(f"{level}: {finding['count']:,} {noun} {rest}".rstrip())
         for example in finding["examples"][:_MAX_EXAMPLES]:
             out.print(f"    {' = '.join(example)}")
         if len(finding["examples"]) > _MAX_EXAMPLES:

@@ -11,6 +11,7 @@ import torch
 
 from cnnrun.base.atomic_files import Folder, json_bytes
 from cnnrun.base.counts import format_count
+from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.base.ranks import Ranks
@@ -126,7 +127,7 @@ def _start_from_weights(experiment: Experiment, network: Network, weights: Weigh
     """Load the matched weights, and log which tensors keep random ones."""
     new_names = weights_file.load_weights(network, weights, matches)
     matched = f"{format_count(len(matches), 'tensor')} from {experiment.model.weights}"
-    say(f"{matched}; randomly initialised: {', '.join(new_names) or 'none'}")
+    say(f"{matched}; randomly initialised: {join_names(new_names, 4) or 'none'}")
     if weights.facts is None and experiment.data.image.mean is None:
         say(f"{experiment.model.weights} does not say which mean and std it was trained with; this data's are used")
     frozen = tuple(f"layers.{name}." for name in layers_until(network, experiment.train.freeze))

@@ -301,7 +301,7 @@ train: {{epochs: 2, batch: 8}}
 def test_b39_an_image_of_one_colour_is_reported(picture_folder, tmp_path, run_cli):
     Pil.new("RGB", (30, 30)).save(picture_folder / "cat" / "black.png")
     config = config_of(picture_folder, tmp_path / "c.yaml")
-    assert "warning: 1 images of one single colour" in run_cli("data", "check", config)[1]
+    assert "warning: 1 image of one single colour" in run_cli("data", "check", config)[1]
 
 
 def test_b15_a_webp_of_one_frame_is_an_image(tmp_path):

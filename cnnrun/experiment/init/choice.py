@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,8 +45,14 @@ class Choice:
     @property
     def seconds(self) -> float:
         """The estimated time of the training."""
-        passes = 1 if self.recipe.computes_features_once else self.epochs
-        return passes * self.recipe.survey.images / self.images_per_second / STEP_TIME_SHARE
+        images = self.epochs * self.recipe.training_images
+        if self.recipe.computes_features_once:  # of all splits
+            images = self.recipe.survey.images
+        return images / self.images_per_second / STEP_TIME_SHARE
+
+    def minutes_of(self, epochs: int) -> float:
+        """The estimated minutes of as many epochs."""
+        return replace(self, epochs=epochs).seconds / 60
 
     def image_section(self) -> dict[str, Any]:
         """The section `image` of the config; empty if the source sets the size."""
@@ -69,7 +75,7 @@ class Choice:
 
 def choose(recipe: Recipe, minutes: float) -> Choice:
     """Choose the largest image size that allows the recipe's fewest epochs in `minutes`, with epochs and batch."""
-    batch, count = recipe.batch(), recipe.survey.images
+    batch, count = recipe.batch(), recipe.training_images
     fewest, most = recipe.epochs
     wanted = max(fewest, min(most, math.ceil(recipe.wanted_steps / max(1, count // batch))))
     sizes = _possible_sizes(recipe)
@@ -77,7 +83,7 @@ def choose(recipe: Recipe, minutes: float) -> Choice:
         speed = _measure_speed(recipe, size, batch)
         possible = int(STEP_TIME_SHARE * 60 * minutes * speed / count)
         if recipe.computes_features_once:
-            if possible or size == sizes[0]:
+            if possible * count >= recipe.survey.images or size == sizes[0]:
                 return Choice(recipe, size, most, batch, speed)
         elif possible >= fewest or size == sizes[0]:
             return Choice(recipe, size, max(2, min(wanted, possible)), batch, speed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,12 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
         raise ConfigError(f"--weights {escape(str(asked))}: {reason_without_weights(recipe)}; leave it out")
     for candidate in candidates:
         choice = choose(candidate, minutes)
-        if choice.epochs >= candidate.epochs[0]:
+        fewest = candidate.epochs[0]
+        if choice.epochs >= fewest:
             return choice
+        assert pretrained is not None
+        needed = f"{fewest} epochs from them take {math.ceil(choice.minutes_of(fewest))} minutes (--minutes)"
+        say(f"not from the weights of {pretrained.network} in {minutes:g} minutes: {needed}")
     return choose(recipe, minutes)
 
 
@@ -139,4 +144,4 @@ def _audit_source(survey: Survey, choice: Choice) -> tuple[Dataset, dict[str, An
     lenient = settings.model_copy(update={"leakage": "keep"})
     strict = settings.model_copy(update={"leakage": "error", "bad_files": "error", "bad_boxes": "error"})
     audit = audit_dataset(strict, build_dataset(lenient, source_index, progress_bar), progress_bar)
-    return dataset, audit | {"bad_boxes": len(source_index.contents.bad_boxes)}
+    return dataset, audit | {"bad_boxes": sum(not box.is_used for box in source_index.contents.bad_boxes)}

@@ -62,10 +62,15 @@ class Recipe:
         """The section `model`, and `blocks` if it uses any."""
         return layers.classifier_model(min(size))
 
+    @property
+    def training_images(self) -> int:
+        """The images that remain for training once val and test are held out."""
+        held_out = sum(part for part in self.split().values() if isinstance(part, float))
+        return max(1, round((1 - held_out) * self.survey.images))
+
     def batch(self) -> int:
         """The batch: a power of two that leaves at least 20 steps an epoch."""
-        held_out = sum(part for part in self.split().values() if isinstance(part, float))
-        largest = (1 - held_out) * self.survey.images / STEPS_PER_EPOCH
+        largest = self.training_images / STEPS_PER_EPOCH
         return max(2, min(self.max_batch, 1 << int(math.log2(max(1.0, largest)))))
 
     def train(self, batch: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cnnrun.experiment.init.config_writer import write_config
 from cnnrun.experiment.init.layouts import guess_data
 from cnnrun.experiment.init.reading import Request
 from cnnrun.experiment.init.recipes import RECIPES
+from cnnrun.experiment.init.survey import survey_source
 from cnnrun.model import weights_file
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies.train_run import train_run
@@ -167,7 +169,7 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_cli("init", messy_folder, "--minutes", "0.5")
     assert code == 0
-    assert "error: 3 cannot be used" in out
+    assert "left out: 3 cannot be used" in out
     assert "next: cnnrun train shapes.yaml" in out
     assert run_cli("check", "shapes.yaml")[0] == 0
     assert run_cli("data", "check", "shapes.yaml")[0] == 0  # the config skips the files with problems
@@ -201,47 +203,6 @@ def test_the_config_of_every_task_passes_check_and_trains(task, tmp_path, run_cl
     quick = ["train.epochs=1", "--no-report", "--runs", tmp_path / "runs"]
     code, _, err = run_cli("train", tmp_path / "c.yaml", *quick)
     assert code == 0, err
-
-
-@pytest.mark.parametrize("people", [4, 5, 6, 7, 8, 13, 14, 40])
-def test_val_and_test_have_people_enough_to_verify(people, tmp_path):
-    for person in range(people):
-        for number in range(3):
-            save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=10 * person + number)
-    write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)  # checks val and test
-    assert (config_file.read_config(tmp_path / "c.yaml").data.split.test > 0) == (people >= 6)
-
-
-@pytest.mark.parametrize(("train", "val", "test"), [(8, 0, 4), (20, 20, 20), (6, 3, 3), (2, 2, 0)])
-def test_people_of_the_source_s_own_splits_are_counted_by_split(train, val, test, tmp_path):
-    for split, count in (("train", train), ("val", val), ("test", test)):
-        for person in range(count):
-            for number in range(4):
-                seed = 1000 * len(split) + 10 * person + number
-                save_picture(tmp_path / "people" / split / f"{split}{person}" / f"{number}.png", seed=seed)
-    write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)  # checks val and test
-    experiment = config_file.read_config(tmp_path / "c.yaml")
-    assert experiment.train.sampler.images_per_class == 4
-    text = (tmp_path / "c.yaml").read_text()
-    assert ("val:" in text) == (not val)
-    assert "test:" not in text
-
-
-def test_images_of_a_class_in_a_batch_are_the_median_s(tmp_path):
-    for person in range(20):
-        for number in range(100 if person == 0 else 2):
-            save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=1000 * person + number)
-    write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)
-    assert config_file.read_config(tmp_path / "c.yaml").train.sampler.images_per_class == 2
-
-
-def test_too_few_people_are_refused_and_nothing_is_written(tmp_path):
-    for person in range(3):
-        for number in range(3):
-            save_picture(tmp_path / "people" / f"p{person}" / f"{number}.png", seed=10 * person + number)
-    with pytest.raises(DataError, match="verification needs 4 people or things to begin with.*; there are 3"):
-        write_config(str(tmp_path / "people"), Request("verify"), tmp_path / "c.yaml", 0.1)
-    assert not (tmp_path / "c.yaml").exists()
 
 
 def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatch):
@@ -306,8 +267,38 @@ def test_a_detector_starts_from_published_weights(tmp_path, run_cli, monkeypatch
     assert run_cli("check", tmp_path / "c.yaml")[0] == 0
     quick = ["train.epochs=1", "--no-report", "--runs", tmp_path / "runs"]
     assert run_cli("train", tmp_path / "c.yaml", *quick)[0] == 0
-    run_cli("init", scenes, "--out", tmp_path / "d.yaml", "--minutes", "0.1")  # no time for the large network
+    _, _, err = run_cli("init", scenes, "--out", tmp_path / "d.yaml", "--minutes", "0.1")
+    assert "not from the weights of mobilenet_v2 in 0.1 minutes: 10 epochs from them take" in err
     assert config_file.read_config(tmp_path / "d.yaml").model.weights is None
+
+
+def test_boxes_that_are_used_all_the_same_are_not_said_to_be_left_out(tmp_path):
+    rows = []
+    for number in range(12):
+        save_picture(tmp_path / "boxes" / f"{number}.png", seed=number, size=(64, 48))
+        rows += [
+            {"id": 2 * number + k, "image_id": number, "category_id": 1 + k, "bbox": [5, 5, 20, 20]} for k in (0, 1)
+        ]
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.png", "width": 64, "height": 48} for number in range(12)],
+        "annotations": rows,
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
+    (tmp_path / "boxes" / "train.json").write_text(json.dumps(content))
+    found, experiment = write_and_read_config(tmp_path / "boxes", tmp_path / "c.yaml")
+    assert found["bad_boxes"] == 0
+    assert experiment.data.bad_boxes == "error"
+
+
+def test_the_planned_time_counts_the_images_that_are_trained_on(tmp_path):
+    folder = save_class_folders(tmp_path / "pets")
+    found, experiment = write_and_read_config(folder, tmp_path / "c.yaml", minutes=0.1)
+    survey = survey_source({"folder": str(folder)})
+    recipe = RECIPES["classify"](survey)
+    held_out = experiment.data.split.val + experiment.data.split.test
+    assert recipe.training_images == round((1 - held_out) * survey.images)
+    seconds = found["epochs"] * recipe.training_images / found["images_per_second"] / choice.STEP_TIME_SHARE
+    assert found["minutes"] == pytest.approx(seconds / 60, abs=0.01)
 
 
 def save_photos_with_masks(root: Path, mode: str) -> Path:
