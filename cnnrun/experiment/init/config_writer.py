@@ -115,7 +115,7 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
         raise ConfigError(f"--weights {escape(str(asked))}: {reason_without_weights(recipe)}; leave it out")
     for candidate in candidates:
         choice = choose(candidate, minutes)
-        fewest = candidate.epochs[0]
+        fewest = candidate.min_epochs or candidate.epochs[0]
         if choice.epochs >= fewest:
             return choice
         assert pretrained is not None

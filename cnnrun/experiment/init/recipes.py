@@ -36,6 +36,8 @@ class Recipe:
     wanted_steps: ClassVar[int] = 3000
     epochs: ClassVar[tuple[int, int]] = (20, 150)
     """The fewest and the most epochs that are planned if the time allows them."""
+    min_epochs: ClassVar[int] = 0
+    """With fewer epochs at the smallest size, a recipe from scratch is better."""
     cost_factor: ClassVar[float] = 1.0
     """How many times as long a step takes as the network alone, because of its loss."""
     channels: ClassVar[int | None] = None

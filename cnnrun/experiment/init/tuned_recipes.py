@@ -60,7 +60,8 @@ class TunedDetectRecipe(_FromPretrained, DetectRecipe):
     needs = "mobilenet_v2, resnet18 or resnet50, with grey or RGB images"
     sides = (160, 192, 224, 256, 320)
     max_batch = 8
-    epochs = (10, 60)  # ten were better than sixty from scratch
+    epochs = (25, 60)
+    min_epochs = 10
     wanted_steps = 2000
 
     @classmethod

@@ -221,8 +221,12 @@ class DetectPredicting(Predicting):
         return predictions
 
     def largest_difference(self, expected: Results, actual: Results) -> float:
-        """The largest difference of scores at the same rank."""
-        return float((expected["scores"] - actual["scores"]).abs().max())
+        """The largest difference of scores at the same rank.
+
+        A box that is missing counts as one with `least_score`, because rounding decides on which side such a box lies.
+        """
+        scores, others = (results["scores"].clamp(min=self.spec.least_score) for results in (expected, actual))
+        return float((scores - others).abs().max())
 
     def find_disagreement(self, expected: Results, actual: Results) -> str | None:
         gap = self.largest_difference(expected, actual)
@@ -232,7 +236,7 @@ class DetectPredicting(Predicting):
         is_match = expected["labels"][:, :, None] == actual["labels"][:, None]
         is_match &= (expected["scores"][:, :, None] - actual["scores"][:, None]).abs() <= _SCORE_TOLERANCE
         overlap = intersection_over_union(expected["boxes"], actual["boxes"]) * is_match
-        min_score = max(self.spec.least_score, _CLEAR_SCORE)
+        min_score = max(self.spec.least_score + _SCORE_TOLERANCE, _CLEAR_SCORE)
         best_overlaps = overlap.amax(2)[expected["scores"] > min_score], overlap.amax(1)[actual["scores"] > min_score]
         best = torch.cat(best_overlaps)
         worst = float(best.min()) if len(best) else 1.0

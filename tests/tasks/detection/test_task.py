@@ -225,6 +225,26 @@ def test_disagreements_between_outputs_are_found():
     assert "overlaps" in find_disagreement(fewer, twice)
 
 
+@pytest.mark.parametrize("least_score", [0.001, 0.3])
+def test_a_box_at_the_least_score_may_be_missing_on_one_side(least_score):
+    """Rounding decides whether it is above; a box that is clearly above must be there."""
+    find_disagreement = Detect(most=2, least_score=least_score).bind(FACTS).predicting.find_disagreement
+    one, other, none = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60]), torch.zeros(4)
+    alone = {
+        "boxes": torch.stack([one, none])[None],
+        "scores": torch.tensor([[0.9, 0.0]]),
+        "labels": torch.tensor([[0, -1]]),
+    }
+    for score, is_same in ((least_score + 1e-6, True), (least_score + 0.01, False)):
+        both = {
+            "boxes": torch.stack([one, other])[None],
+            "scores": torch.tensor([[0.9, score]]),
+            "labels": torch.tensor([[0, 0]]),
+        }
+        for pair in ((alone, both), (both, alone)):
+            assert (find_disagreement(*pair) is None) == is_same
+
+
 def test_predictions_are_in_the_images_pixels_above_each_classs_threshold():
     results = {
         "boxes": torch.tensor([[[10.0, 20, 30, 40], [0, 0, 8, 8], [1, 1, 2, 2]]]),
