@@ -46,6 +46,8 @@ class Recipe:
     """True if images whose shorter side is at most 40 pixels keep their size."""
     holds_out_classes: ClassVar[bool] = False
     """True if val and test have classes that training never shows."""
+    min_images_to_tune: ClassVar[int] = 1500
+    """With fewer images, a head on frozen features of published weights is better than tuning all layers."""
     can_use_features: ClassVar[bool] = True
     """True if the features of a network that was trained to classify serve the task."""
     computes_features_once: ClassVar[bool] = False
@@ -81,6 +83,14 @@ class Recipe:
             "optimizer: {adamw: {lr: 3.0e-3, weight_decay: 0.05}}",
             "schedule: {one_cycle: {warmup: 0.2}}",
             "ema: {decay: 0.98}",
+        ]
+
+    def tuning(self, batch: int) -> list[str]:
+        """Lines of the section `train` for all layers of a network with published weights."""
+        learning_rate = float(f"{0.01 * math.sqrt(batch / 32):.1g}")
+        return [
+            f"optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
         ]
 
     def monitor(self, dataset: Dataset | None) -> str:
@@ -124,11 +134,20 @@ class ClassifyRecipe(Recipe):
 class MultilabelRecipe(Recipe):
     """Any number of labels for each image."""
 
+    min_images_to_tune = 500  # satellite tiles were better tuned with 700
+
     def task(self, class_counts: Sequence[int]) -> str:
         return "multilabel"
 
     def monitor(self, dataset: Dataset | None) -> str:
         return "val/mAP"
+
+    def tuning(self, batch: int) -> list[str]:
+        return [
+            "optimizer: {adamw: {lr: 2.0e-3, weight_decay: 0.05, groups: [{params: 'layers.*', lr: 4.0e-4}]}}",
+            "schedule: {one_cycle: {warmup: 0.2}}",
+            "ema: {decay: 0.98}",
+        ]
 
 
 class RegressRecipe(Recipe):

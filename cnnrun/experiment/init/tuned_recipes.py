@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from cnnrun.experiment.init.pretrained import Pretrained
 from cnnrun.experiment.init.recipes import DetectRecipe, Recipe, SegmentRecipe, VerifyRecipe
 from cnnrun.experiment.init.survey import Survey
 
-_MIN_IMAGES_TO_TUNE = 1500  # with fewer, a head on frozen features was better
 FACE_SIZE = (150, 150)
 
 
@@ -27,7 +25,9 @@ def recipes_from_weights(recipe: Recipe, pretrained: Pretrained) -> list[Recipe]
     if not recipe.can_use_features or pretrained.embeds_faces:
         return []
     features = FrozenFeatures(recipe, pretrained)
-    return [FineTuned(recipe, pretrained), features] if recipe.survey.images >= _MIN_IMAGES_TO_TUNE else [features]
+    return (
+        [FineTuned(recipe, pretrained), features] if recipe.survey.images >= recipe.min_images_to_tune else [features]
+    )
 
 
 def reason_without_weights(recipe: Recipe) -> str:
@@ -171,11 +171,7 @@ class FineTuned(Recipe):
         return layers.pretrained_model(pretrained.network, str(pretrained.path), pretrained.last_layer)
 
     def train(self, batch: int) -> list[str]:
-        learning_rate = float(f"{0.01 * math.sqrt(batch / 32):.1g}")
-        return [
-            f"optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
-            "schedule: {one_cycle: {warmup: 0.2}}",
-        ]
+        return self.recipe.tuning(batch)
 
     def monitor(self, dataset: Dataset | None) -> str:
         return self.recipe.monitor(dataset)

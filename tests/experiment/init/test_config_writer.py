@@ -17,7 +17,7 @@ from PIL import ImageDraw
 from cnnrun.base.errors import DataError
 from cnnrun.experiment import config_file, schema
 from cnnrun.experiment.import_weights import convert_weights
-from cnnrun.experiment.init import choice, tuned_recipes
+from cnnrun.experiment.init import choice
 from cnnrun.experiment.init.config_writer import write_config
 from cnnrun.experiment.init.layouts import guess_data
 from cnnrun.experiment.init.reading import Request
@@ -217,7 +217,7 @@ def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatc
     frozen = config_file.read_config(tmp_path / "a.yaml")
     assert (frozen.train.freeze, frozen.model.weights) == ("pooled", str(weights))
     assert run_cli("train", tmp_path / "a.yaml", "train.epochs=1", "--no-report", "--runs", tmp_path / "runs")[0] == 0
-    monkeypatch.setattr(tuned_recipes, "_MIN_IMAGES_TO_TUNE", 2)
+    monkeypatch.setattr(RECIPES["classify"], "min_images_to_tune", 2)
     _, out, _ = run_cli("init", data, "--out", tmp_path / "b.yaml", "--minutes", "60")
     assert "all of which learn" in out
     assert config_file.read_config(tmp_path / "b.yaml").train.freeze is None
@@ -234,6 +234,19 @@ def test_published_weights_are_used_where_they_are(tmp_path, run_cli, monkeypatc
         code, _, err = run_cli("init", data, "--out", tmp_path / "e.yaml", *words)
         assert code == 2
         assert problem in err
+
+
+def test_label_sets_are_tuned_with_fewer_images_and_their_own_rates(tmp_path, run_cli, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    random_mobilenet(tmp_path / "cache" / "cnnrun" / "weights")
+    monkeypatch.setattr(RECIPES["multilabel"], "min_images_to_tune", 2)
+    scenes = write_pictures(tmp_path / "pictures").parent / "scenes"
+    words = ("init", scenes, "--task", "multilabel", "--out", tmp_path / "c.yaml", "--minutes", "60")
+    assert run_cli(*words)[0] == 0
+    train = config_file.read_config(tmp_path / "c.yaml").train
+    assert (train.freeze, train.optimizer.kind, train.ema.decay) == (None, "adamw", 0.98)
+    quick = ["train.epochs=1", "--no-report", "--runs", tmp_path / "runs"]
+    assert run_cli("train", tmp_path / "c.yaml", *quick)[0] == 0
 
 
 def random_mobilenet(folder: Path) -> Path:
