@@ -7,16 +7,16 @@ from typing import Any
 from cnnrun.base.console import Output
 
 MAX_ROWS, _MAX_EXAMPLES = 30, 3
-_SINGULARS = {"classes": "class", "images": "image", "files": "file", "pairs": "pair", "boxes": "box"}
+_SINGULARS = {"classes without": "class without", "images of one": "image of one"}
 
 
 def print_findings(findings: list[dict[str, Any]], out: Output, error: str = "error") -> None:
     """Print a line for each finding, and some examples below it; `error` is the word for what stops a training."""
     for finding in findings:
-        noun, _, rest = finding["what"].partition(" ")
-        noun = _SINGULARS.get(noun, noun) if finding["count"] == 1 else noun
-        level = error if finding["level"] == "error" else finding["level"]
-        out.print(f"{level}: {finding['count']:,} {noun} {rest}".rstrip())
+        what, level = finding["what"], error if finding["level"] == "error" else finding["level"]
+        for plural, singular in _SINGULARS.items() if finding["count"] == 1 else ():
+            what = what.replace(plural, singular)
+        out.print(f"{level}: {finding['count']:,} {what}")
         for example in finding["examples"][:_MAX_EXAMPLES]:
             out.print(f"    {' = '.join(example)}")
         if len(finding["examples"]) > _MAX_EXAMPLES:

@@ -59,7 +59,7 @@ def is_resume_exact(made: schema.Experiment, root: Path, gpu: torch.device, step
     whole = Path(train_run(made, root / "whole", gpu, resume=False)["run"])
     with stop_at(step):
         train_run(made, root / "cut", gpu, resume=True)
-    cut = Path(train_run(made, root / "cut", gpu, resume=True, strict=True)["run"])
+    cut = Path(train_run(made, root / "cut", gpu, resume="strict")["run"])
     return digest(whole) == digest(cut)
 
 
@@ -84,7 +84,7 @@ def test_resuming_on_another_device_is_reported(gpu, tmp_path, capfd, first):
     with stop_at(9):
         train_run(tiny_experiment(*RICH), tmp_path, devices[0], resume=True)
     with pytest.raises(CheckpointError, match=f"device was {devices[0]}, is {devices[1]}"):
-        train_run(tiny_experiment(*RICH), tmp_path, devices[1], resume=True, strict=True)
+        train_run(tiny_experiment(*RICH), tmp_path, devices[1], resume="strict")
     assert train_run(tiny_experiment(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
     assert f"device was {devices[0]}, is {devices[1]}: the result may differ" in capfd.readouterr().err
 
@@ -92,7 +92,7 @@ def test_resuming_on_another_device_is_reported(gpu, tmp_path, capfd, first):
 def test_strict_resume_is_refused_without_deterministic_kernels(gpu, tmp_path):
     made = tiny_experiment("train.deterministic=false", "train.epochs=1")
     with pytest.raises(CheckpointError, match="train.deterministic is false"):
-        train_run(made, tmp_path, gpu, resume=True, strict=True)
+        train_run(made, tmp_path, gpu, resume="strict")
     assert train_run(made, tmp_path, gpu, resume=False)["steps"] == 17
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -43,7 +43,7 @@ def replace_label(value: int, at: int = 5) -> Any:
 ARRAYS = {
     "arrays: plain": Verdict(arrays(THREES), 0, "3 classes", FINE),
     "arrays: labels from 1": Verdict(
-        arrays(THREES + 1), 0, "no image of 0 in train", finding="classes without an image in train"
+        arrays(THREES + 1), 0, "no image of 0 in train", finding="without an image in train"
     ),
     "arrays: labels from 1, sampler balanced": Verdict(
         change_config(arrays(THREES + 1), "train: {", "train: {sampler: balanced, "),
@@ -83,7 +83,7 @@ ARRAYS = {
         arrays(THREES, x_test=np.stack([pixels(90 + i, (8, 8)) for i in range(4)]), y_test=np.array([0, 1, 2, 3])),
         0,
         "no image of 3 in train",
-        finding="classes without an image in train",
+        finding="without an image in train",
     ),
     "arrays: numbers, one of them nan": Verdict(
         arrays(np.where(THREES == 0, np.nan, 1.5), "{arrays: {path: a.npz, numbers: [age]}}", "regress"),
@@ -102,7 +102,7 @@ ARRAYS = {
         arrays(np.eye(4, dtype=int)[THREES], "{arrays: {path: a.npz, labels: [a, b, c, d]}}", "multilabel"),
         0,
         "no image of d in train",
-        finding="classes without an image in train",
+        finding="without an image in train",
     ),
 }
 
@@ -133,10 +133,10 @@ IDX = {
     "idx: another magic number": Verdict(idx(THREES, magic=0x901), 8, "not an IDX file of labels"),
     "idx: 255 among the labels": Verdict(idx(replace_label(255)), 8, "is 255"),
     "idx: labels from 1, as EMNIST's letters": Verdict(
-        idx(THREES + 1), 0, "no image of 0 in train", finding="classes without an image in train"
+        idx(THREES + 1), 0, "no image of 0 in train", finding="without an image in train"
     ),
     "idx: labels of test alone": Verdict(
-        idx(THREES, test=replace_label(3)), 0, "no image of 3 in train", finding="classes without an image in train"
+        idx(THREES, test=replace_label(3)), 0, "no image of 3 in train", finding="without an image in train"
     ),
 }
 

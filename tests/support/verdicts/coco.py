@@ -98,7 +98,7 @@ def use_segmentation(data: dict[str, Any]) -> None:
 INPUTS = {
     "coco: plain": Verdict(coco(), 0, "2 classes", FINE),
     "Roboflow: category 0 is the project": Verdict(
-        coco(roboflow), 0, "no object of pets in train", finding="classes without an object in train"
+        coco(roboflow), 0, "no object of pets in train", finding="without an object in train"
     ),
     "Label Studio: images/ and a hash": Verdict(
         change_each("file_name", lambda row: f"images/1f3a-{row['file_name']}", "images"), 8, "No such file"

@@ -151,7 +151,7 @@ FOLDERS = {
         split_folder(lambda root: [path.unlink() for path in (root / "val" / "eel").iterdir()]),
         0,
         "no image of eel in val",
-        finding="classes without an image in val",
+        finding="without an image in val",
     ),
     "folder: a third split called holdout": Verdict(
         split_folder(lambda root: save_square(root / "holdout" / "cat" / "0.png", 999)), 0, "holdout"

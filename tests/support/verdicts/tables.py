@@ -192,7 +192,7 @@ LABELS = {
         ),
         0,
         "no image of dog, eel in val",
-        finding="classes without an image in val",
+        finding="without an image in val",
     ),
     "a column Split, unread": Verdict(
         label_table(lambda i: f"{name(i)},{'val' if i > 17 else 'train'}", header="path,label,Split"),
@@ -243,7 +243,7 @@ SETS = {
         sets(lambda i: "cat" if i % 2 else "dog", ", classes: [cat, dog, eel]"),
         0,
         "no image of eel in train",
-        finding="classes without an image in train",
+        finding="without an image in train",
     ),
     "labels: no label anywhere": Verdict(sets(lambda i: ""), 8, "no training row has a label"),
     "labels: val without any": Verdict(
