@@ -113,14 +113,15 @@ def _choose_settings(recipe: Recipe, pretrained: Pretrained | None, asked: Path 
     candidates = recipes_from_weights(recipe, pretrained) if pretrained is not None else []
     if asked and not candidates:
         raise ConfigError(f"--weights {escape(str(asked))}: {reason_without_weights(recipe)}; leave it out")
+    passed_over = []
     for candidate in candidates:
         choice = choose(candidate, minutes)
         fewest = candidate.min_epochs or candidate.epochs[0]
         if choice.epochs >= fewest:
             return choice
-        assert pretrained is not None
-        needed = f"{fewest} epochs from them take {math.ceil(choice.minutes_of(fewest))} minutes (--minutes)"
-        say(f"not from the weights of {pretrained.network} in {minutes:g} minutes: {needed}")
+        passed_over.append(f"{fewest} epochs from them take {math.ceil(choice.minutes_of(fewest))} minutes (--minutes)")
+    if pretrained and passed_over:
+        say(f"not from the weights of {pretrained.network} in {minutes:g} minutes: {passed_over[-1]}")
     return choose(recipe, minutes)
 
 
