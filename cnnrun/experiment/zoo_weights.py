@@ -120,7 +120,7 @@ def fetch_weights(network: str, entry: str | None, file: Path | None, out: Path 
 
 
 def _read_fetched(chosen: PublishedWeights, target: Path) -> dict[str, Any] | None:
-    """What the file in the cache holds; None if it is missing, damaged, or made of other weights."""
+    """Describe the weights in the cache; None if their file is missing, damaged, or made of other weights."""
     try:
         weights = weights_file.read_weights_file(target)
     except CheckpointError:
@@ -129,7 +129,7 @@ def _read_fetched(chosen: PublishedWeights, target: Path) -> dict[str, Any] | No
 
 
 def _origin(chosen: PublishedWeights) -> dict[str, str]:
-    """What the metadata of a weights file says of where it comes from."""
+    """Metadata of a weights file: its source, entry and licence."""
     return {"source": chosen.file.url, "entry": chosen.entry, "licence": LICENCE}
 
 
